@@ -1,0 +1,64 @@
+"""The deploy: a Plan carried out in three passes over all roles.
+
+Used by `ownstack up`, and by pyinfra itself: `pyinfra inventory/local.py deploy.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyinfra
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent / "src")]
+
+from pyinfra.api.deploy import deploy
+
+from ownstack.engine import operations
+from ownstack.engine.role_tasks import manifest_values
+from ownstack.plan import Plan
+from roles import role as role_named
+from roles import roles_of
+
+
+@deploy("ownstack")
+def apply(plan: Plan, **_: Any) -> None:
+    """Install everything, then configure everything, then start: no service runs half configured."""
+    role_named("base").tasks.install(plan)
+    values = manifest_values(plan)
+    operations.step(
+        name="Base: record the plan",
+        plan=plan,
+        step_name="box.write_manifest",
+        spec={"path": plan.layout.manifest, "values": values},
+    )
+    for role in roles_of(plan)[1:]:
+        role.tasks.install(plan)
+    for role in roles_of(plan):
+        role.tasks.configure(plan)
+    for role in roles_of(plan):
+        role.tasks.activate(plan)
+    if plan.has("models"):
+        role_named("models").tasks.finish(plan)
+    operations.step(
+        name="Base: record that it is done",
+        plan=plan,
+        step_name="box.write_manifest",
+        spec={"path": plan.layout.manifest, "values": {"complete": True, "installed": True}},
+    )
+
+
+@deploy("ownstack down")
+def remove(plan: Plan, purge: bool = False, packages: list[str] | None = None, **_: Any) -> None:
+    """Take services and programs away, in the reverse order; the base goes last."""
+    role_named("base").tasks.bring_runner(plan)
+    for role in reversed(roles_of(plan)[1:]):
+        role.tasks.remove(plan, purge)
+    role_named("base").tasks.remove(plan, purge, packages or [])
+
+
+if pyinfra.is_cli:
+    from ownstack.engine.plain import plan_for_current_host
+
+    apply(plan=plan_for_current_host())

@@ -1,0 +1,3 @@
+"""This machine: `pyinfra inventory/local.py deploy.py`."""
+
+hosts = ["@local"]

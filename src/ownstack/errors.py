@@ -1,0 +1,55 @@
+"""The one error hierarchy. Every error names what went wrong and how to go on."""
+
+from __future__ import annotations
+
+
+class OwnstackError(Exception):
+    """A failure that is reported to the user as `error:` and `hint:`.
+
+    `code` is stable and machine readable (it appears in `--json`), `exit_code` is the process's
+    exit status as documented in the README.
+    """
+
+    code = "error"
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if code is not None:
+            self.code = code
+
+
+class RunError(OwnstackError):
+    """A run or a check failed."""
+
+    code = "run-failed"
+    exit_code = 1
+
+
+class ConfigError(OwnstackError):
+    """Wrong usage, settings or data files."""
+
+    code = "config"
+    exit_code = 2
+
+
+class UnsupportedError(OwnstackError):
+    """Nothing fits this host, or the host is not supported."""
+
+    code = "unsupported"
+    exit_code = 3
+
+
+class DetectionError(UnsupportedError):
+    """Something visibly there could not be read; never treated as absent."""
+
+    code = "detection"
+
+
+class UnreachableError(OwnstackError):
+    """The host could not be reached or refused us."""
+
+    code = "unreachable"
+    exit_code = 4
