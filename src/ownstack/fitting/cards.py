@@ -1,0 +1,102 @@
+"""The table of GPUs and unified-memory machines: `data/cards.toml`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..kit import load_toml
+from .catalogue import DATA
+
+_NOISE = re.compile(
+    r"\b(nvidia|geforce|amd|radeon|intel|apple|corporation|graphics|gpu|laptop gpu|generation)\b|\(r\)|\(tm\)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card. Bandwidth in bytes/s, `flops` FP16 (dense tensor rate where there is one) in operations/s."""
+
+    name: str
+    vendor: str
+    memory: int  # as the driver reports it
+    bandwidth: float
+    flops: float
+    compute_capability: str
+    kind: str  # desktop, laptop, workstation, data-centre, mig, unified
+    source: str
+
+
+def normal(name: str) -> str:
+    """A card's name without vendor and decoration, for comparing."""
+    text = name.lower().replace("laptop gpu", "laptop").replace("mobile", "laptop").replace("-", " ")
+    text = _NOISE.sub(" ", text)
+    text = re.sub(r"(\d{4})\s*(ti|super|xtx|xt|gre)\b", r"\1 \2", text)
+    text = re.sub(r"\b(\d+)\s*g(i?)b\b", r"\1gb", text)
+    return " ".join(text.split())
+
+
+class Cards:
+    """All cards, found by name and memory."""
+
+    def __init__(self, cards: Iterable[Card]) -> None:
+        self.cards = tuple(cards)
+        self._by_name: dict[str, list[Card]] = {}
+        for card in self.cards:
+            self._by_name.setdefault(normal(card.name), []).append(card)
+            bare = re.sub(r"\b\d+gb\b", "", normal(card.name)).strip()
+            if bare != normal(card.name):
+                self._by_name.setdefault(" ".join(bare.split()), []).append(card)
+
+    def lookup(self, name: str, memory: int = 0) -> Card | None:
+        """The card of that exact name; where memory sizes differ the nearest. Never a guess by substring."""
+        found = self._by_name.get(normal(name), [])
+        if not found:
+            return None
+        if not memory:
+            return found[0]
+        best = min(found, key=lambda c: abs(c.memory - memory))
+        return best if abs(best.memory - memory) <= best.memory // 4 or best.kind == "unified" else None
+
+    def find(self, name: str) -> Card:
+        """The card a user means. Raises ConfigError with the nearest names."""
+        card = self.lookup(name)
+        if card is not None:
+            return card
+        wanted = normal(name)
+        near = difflib.get_close_matches(wanted, list(self._by_name), n=4, cutoff=0.6)
+        near += [n for n in self._by_name if wanted and wanted in n and n not in near][:6]
+        names = list(dict.fromkeys(self._by_name[n][0].name for n in near))[:5]
+        raise ConfigError(
+            f"unknown GPU {name!r}",
+            hint=("nearest: " + ", ".join(names) + "; or give its memory with --vram") if names else "use --vram",
+            code="unknown-gpu",
+        )
+
+
+def load_cards(path: Path | None = None) -> Cards:
+    path = path or DATA / "cards.toml"
+    data = load_toml(path)
+    try:
+        sources = data["sources"]
+        return Cards(card_of(vendor, raw, sources[vendor]) for vendor, rows in data["cards"].items() for raw in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error!r}", hint="put back the card table of this release") from error
+
+
+def card_of(vendor: str, raw: dict[str, Any], source: str) -> Card:
+    return Card(
+        name=raw["name"],
+        vendor=vendor,
+        memory=int(raw["mib"] * 2**20),
+        bandwidth=float(raw["gbs"]) * 1e9,
+        flops=float(raw.get("tflops", 0.0)) * 1e12,
+        compute_capability=str(raw.get("cc", "")),
+        kind=raw.get("kind", "desktop"),
+        source=source,
+    )

@@ -1,0 +1,236 @@
+"""One model on one machine as `ownstack fit` shows it: bytes, speed, verdict, reasons, provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import compute, offload, ollama
+from .catalogue import QUANTS, Entry
+from .machine import UNLIMITED, Machine
+from .memory import Estimate, Part, Settings, cells, with_overhead
+from .model import Model
+from .search import add_projector
+from .speed import Band, Speed, predict
+from .words import gib
+
+FITS, PARTIAL, MISFIT = "fits", "partial", "does-not-fit"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user fixes. None: chosen. `gpu_layers`: a number, "all" or "fit"."""
+
+    context: int | None = None
+    kv_type: str = "f16"
+    parallel: int = 1
+    batch: int | None = None
+    flash_attention: bool = True
+    gpu_layers: int | str = "fit"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The outcome for one model."""
+
+    tag: str
+    title: str
+    model: Model
+    settings: Settings
+    estimate: Estimate
+    speed: Speed | None
+    verdict: str
+    reasons: tuple[str, ...]
+    how: str
+    exact_weights: bool
+    quality: float = 0.0
+    entry: Entry | None = None
+    change: str = ""
+
+    @property
+    def used(self) -> int:
+        """Bytes on GPUs, or of RAM where there is none."""
+        return self.estimate.gpu_bytes or self.estimate.host.total
+
+
+def settings_for(model: Model, machine: Machine, want: Request, file_bytes: int) -> Settings:
+    """The engine's settings: the user's, and Ollama's own choice of micro-batch where none is given."""
+    context = want.context or min(model.context_train or 8192, 8192)
+    s = Settings(
+        context=context,
+        parallel=want.parallel,
+        kv_type=want.kv_type,
+        flash_attention=want.flash_attention,
+        backend=machine.backend,
+        all_outputs=model.embedding_model,
+    )
+    if want.batch:
+        return replace(s, batch=want.batch)
+    if model.embedding_model:
+        return replace(s, batch=ollama.embedding_batch(context, want.parallel))
+    guess = ollama.predicted(model, file_bytes, context, want.parallel)
+    available = sum(d.free for d in machine.devices)
+    batch = ollama.auto_batch(context * want.parallel, guess, available, s.flash_attention, machine.backend == "cuda")
+    return replace(s, batch=batch)
+
+
+def place(model: Model, s: Settings, machine: Machine, gpu_layers: int | str) -> Estimate:
+    """The estimate for the wanted placement, with each card's overhead."""
+    overheads = tuple(d.overhead for d in machine.devices)
+    if not machine.devices:
+        return offload.fit(model, s, ())
+    if gpu_layers == "fit":
+        free = tuple(max(0, d.free - d.overhead[1]) for d in machine.devices)
+        return with_overhead(offload.fit(model, s, free), overheads)
+    count = len(model.layers) + 1 if gpu_layers == "all" else int(gpu_layers)
+    if gpu_layers == "all" and len(machine.devices) > 1:
+        from .memory import estimate
+
+        return with_overhead(estimate(model, s, offload.spread(model, s, machine.free)), overheads)
+    return with_overhead(offload.forced(model, s, len(machine.devices), count), overheads)
+
+
+def judge(e: Estimate, machine: Machine) -> tuple[str, list[str]]:
+    """Fits, fits partly, or not, and why."""
+    reasons: list[str] = []
+    for device, part in zip(machine.devices, e.gpus, strict=True):
+        need = part.total + part.overhead[1]
+        if part.total and need > device.free:
+            reasons.append(f"{device.name}: needs {gib(need)}, {gib(device.free)} are free")
+    host = e.host.total + (e.gpu_bytes if machine.unified else 0)
+    if host > machine.ram_available:
+        reasons.append(f"RAM: needs {gib(host)}, {gib(machine.ram_available)} are free")
+    if reasons:
+        return MISFIT, reasons
+    if not machine.devices:
+        return FITS, [f"on the CPU, {gib(e.host.total)} of {gib(machine.ram_available)} of free RAM"]
+    if e.whole:
+        spare = min(d.free - p.total - p.overhead[1] for d, p in zip(machine.devices, e.gpus, strict=True) if p.total)
+        return FITS, ["wholly on the GPU" + ("" if spare > UNLIMITED // 2 else f", {gib(spare)} to spare")]
+    if e.expert_layers_on_host:
+        return PARTIAL, [f"fits with the experts of {e.expert_layers_on_host} layers on the CPU"]
+    return PARTIAL, [f"fits with {e.of_layers - e.gpu_layers} of {e.of_layers} layers on the CPU"]
+
+
+def make_row(
+    model: Model,
+    machine: Machine,
+    want: Request,
+    *,
+    tag: str,
+    title: str = "",
+    file_bytes: int = 0,
+    entry: Entry | None = None,
+    quality: float = 0.0,
+) -> Row:
+    """Evaluate one model on one machine."""
+    size = file_bytes or model.weights.total
+    s = settings_for(model, machine, want, size)
+    e = place(model, s, machine, want.gpu_layers)
+    if entry is not None:
+        e = add_projector(e, entry.projector_bytes)
+    verdict, reasons = judge(e, machine)
+    how = compute.whole(model, s, cells(model, s))[2]
+    return Row(
+        tag=tag,
+        title=title or tag,
+        model=model,
+        settings=s,
+        estimate=e,
+        speed=predict(model, s, e, machine.engine),
+        verdict=verdict,
+        reasons=tuple(reasons),
+        how=how,
+        exact_weights=entry is None or entry.exact(model.quant),
+        quality=quality,
+        entry=entry,
+    )
+
+
+def entry_row(entry: Entry, quant: str, machine: Machine, want: Request, quality: float = 0.0) -> Row:
+    """The row of a catalogue entry."""
+    quant = quant if quant in entry.quants else entry.default_quant
+    context = min(want.context or 8192, entry.context)
+    return make_row(
+        entry.model(quant),
+        machine,
+        replace(want, context=context),
+        tag=entry.tag,
+        title=entry.title,
+        file_bytes=entry.download_bytes(quant),
+        entry=entry,
+        quality=quality,
+    )
+
+
+def nearest_change(row: Row, machine: Machine, want: Request) -> str:
+    """The smallest change that makes a misfit fit wholly: cache type, context, or a smaller quantisation."""
+    entry, model = row.entry, row.model
+    if entry is None:
+        return ""
+
+    def fits(quant: str, context: int, kv_type: str) -> bool:
+        tried = entry_row(entry, quant, machine, replace(want, context=context, kv_type=kv_type))
+        return tried.verdict == FITS
+
+    context = row.settings.context
+    if row.settings.kv_type == "f16" and fits(model.quant, context, "q8_0"):
+        return "--kv-type q8_0"
+    shorter = context // 2
+    while shorter >= 2048:
+        if fits(model.quant, shorter, row.settings.kv_type):
+            return f"--ctx {shorter}"
+        shorter //= 2
+    order = [q for q in QUANTS if q in entry.quants]
+    for quant in order[order.index(model.quant) + 1 :] if model.quant in order else []:
+        if fits(quant, context, row.settings.kv_type):
+            return f"--quant {quant}"
+    return ""
+
+
+def _band(band: Band | None) -> dict[str, float] | None:
+    return None if band is None else {k: round(getattr(band, k), 2) for k in ("low", "mid", "high")}
+
+
+def _gpu(part: Part) -> dict[str, Any]:
+    numbers: dict[str, Any] = {k: getattr(part, k) for k in ("weights", "kv", "recurrent", "compute")}
+    if part.projector:
+        numbers["projector"] = part.projector
+    return numbers | {"overhead": {"low": part.overhead[0], "high": part.overhead[1]}, "total": part.total}
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """The row as `fit --json` gives it; bytes throughout, `total` without overhead."""
+    s, e, host = row.settings, row.estimate, row.estimate.host
+    return {
+        "model": row.tag,
+        "quant": row.model.quant,
+        "ctx": s.context,
+        "kv_type": s.kv_type,
+        "parallel": s.parallel,
+        "batch": s.batch,
+        "flash_attn": s.flash_attention,
+        "gpu_layers": {"n": e.gpu_layers, "of": e.of_layers, "expert_layers_on_host": e.expert_layers_on_host},
+        "memory": {
+            "gpu": [_gpu(p) for p in e.gpus],
+            "host": {k: getattr(host, k) for k in ("weights", "kv", "recurrent", "compute", "output", "total")},
+        },
+        "speed": None
+        if row.speed is None
+        else {
+            "decode_tps": _band(row.speed.decode),
+            "prefill_tps": _band(row.speed.prefill),
+            "first_token_s": _band(row.speed.first_token_s),
+            "at_ctx": row.speed.context,
+        },
+        "verdict": row.verdict,
+        "reasons": list(row.reasons) + ([f"would fit with {row.change}"] if row.change else []),
+        "provenance": {
+            "weights": "tensor table" if row.exact_weights else "rule of the quantisation mixture",
+            "cache": "closed form of the header",
+            "compute": row.how,
+            "overhead": "interval seen in logs" if e.gpus and s.backend == "cuda" else "assumed interval",
+            "speed": "fitted on public llama-bench tables",
+            **({"source": list(row.entry.source), "verified": row.entry.verified} if row.entry else {}),
+        },
+    }
