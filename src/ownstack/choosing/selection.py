@@ -1,0 +1,125 @@
+"""The models of a plan: recorded ones stay; else what fits; else the bootstrap models with the reason said."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from ..data import Data
+from ..fitting.choose import Wishes, choose_models, describe
+from ..hardware.report import HardwareReport
+from ..plan import ModelChoice, ModelUse
+from ..settings import Settings
+from ..state import BoxState, SourceReport
+from .existing import select_existing
+from .models import Picked
+
+
+def select(
+    report: HardwareReport,
+    settings: Settings,
+    data: Data,
+    sources: SourceReport,
+    state: BoxState,
+    engine: str,
+    url: str,
+    existing: bool,
+) -> Picked:
+    if existing:
+        return select_existing(report, settings, data, sources, state, url)
+    kept = _recorded(report, settings, state, engine, url, existing)
+    if kept is not None and not (kept.deferred is not None and not sources.models):
+        return kept
+    chosen = choose_models(report, wishes(settings), data.fit)
+    bootstrap = _bootstrap(report, data)
+    if sources.models:
+        return _without_registry(chosen, bootstrap, sources, engine, url, existing)
+    first = tuple(m for m in bootstrap if m.use == "bootstrap")
+    tasks = (chosen.task,) if chosen.task is not None else ()
+    return Picked(
+        profile=chosen.profile, engine=engine, models=(*first, *chosen.models, *tasks),
+        artifacts=frozenset(m.artifact for m in first), engine_url=url, engine_existing=existing,
+        reasons=chosen.reasons, warnings=chosen.warnings,
+    )  # fmt: skip
+
+
+def wishes(settings: Settings) -> Wishes:
+    """What the settings ask of the models."""
+    models = settings.role("models")
+    pins = {use: tag for use in ("chat", "embedding", "code", "vision") if (tag := getattr(models, use, ""))}
+    reserve = settings.base.hardware.reserve_gib
+    kept = None if reserve is None else int(reserve * 2**30)
+    asked = tuple(use for use in ("code", "vision") if pins.get(use))
+    return Wishes(
+        use=settings.base.use, roles=("chat", "embedding", *asked), pins=pins,
+        context=getattr(models, "context", None), kv_type=getattr(models, "kv_type", None),
+        parallel=getattr(models, "parallel", 1), reserve_gpu_bytes=kept, reserve_ram_bytes=kept,
+        allow_software_gpu=settings.base.hardware.allow_software_gpu, cpu_only=settings.base.hardware.cpu_only,
+    )  # fmt: skip
+
+
+def wishes_digest(settings: Settings) -> str:
+    """What the models were chosen for, so that a change of wishes is noticed."""
+    text = json.dumps(dataclasses.asdict(wishes(settings)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _bootstrap(report: HardwareReport, data: Data) -> tuple[ModelChoice, ...]:
+    """The models that come as artefacts: small, and there when no registry is."""
+    found = []
+    for artifact in data.artifacts.get("models", []):
+        about: dict[str, Any] = artifact["model"]
+        use: ModelUse = "embedding" if about["use"] == "embedding" else "bootstrap"
+        entry, _ = data.fit.catalogue.find(about["tag"])
+        exact = about["quant"] in entry.quants
+        name = f"{about['tag']}-{about['quant'].lower()}" if exact else about["tag"]
+        made = describe(data.fit, name, report, use=use, context=about["context"])
+        own = {"tag": about["tag"], "name": about["tag"], "source": "artifact", "artifact": artifact["name"]}
+        found.append(made.model_copy(update=own))
+    return tuple(found)
+
+
+def _without_registry(
+    chosen: Any, bootstrap: tuple[ModelChoice, ...], sources: SourceReport, engine: str, url: str, existing: bool
+) -> Picked:
+    deserved = next((m for m in chosen.models if m.use == "chat"), None)
+    chat = tuple(m.model_copy(update={"use": "chat"}) if m.use == "bootstrap" else m for m in bootstrap)
+    reasons = [f"the model registry does not answer ({sources.models}): the models that come with the kit are used"]
+    if deserved is not None:
+        reasons.append(f"with a model registry this machine would run {deserved.tag}; `ownstack up` fetches it then")
+    return Picked(
+        profile=chosen.profile, engine=engine, models=chat,
+        artifacts=frozenset(m.artifact for m in bootstrap), engine_url=url, engine_existing=existing,
+        deferred=deserved, reasons=tuple(reasons), warnings=chosen.warnings,
+    )  # fmt: skip
+
+
+def _recorded(
+    report: HardwareReport, settings: Settings, state: BoxState, engine: str, url: str, existing: bool
+) -> Picked | None:
+    """The recorded models, while hardware and wishes are the ones they were chosen for.
+
+    Free memory differs from hour to hour: a second `up` must not choose other models for that.
+    """
+    if not state.stands or state.manifest is None:
+        return None
+    old = state.manifest["plan"]
+    same = (
+        old["hardware_fingerprint"] == report.fingerprint()
+        and old["engine"] == engine
+        and old["engine_url"] == url
+        and old["use"] == settings.base.use
+        and old.get("model_wishes") == wishes_digest(settings)
+    )
+    if not same:
+        return None
+    models = tuple(ModelChoice.model_validate(item) for item in old["models"])
+    deferred = old.get("deferred_model")
+    return Picked(
+        profile=old["profile"], engine=engine, models=models,
+        artifacts=frozenset(m.artifact for m in models if m.artifact), engine_url=url, engine_existing=existing,
+        deferred=None if deferred is None else ModelChoice.model_validate(deferred),
+        reasons=("hardware and settings are the same as when the models were chosen: they stay",),
+    )  # fmt: skip
