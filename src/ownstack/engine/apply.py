@@ -1,0 +1,152 @@
+"""Carrying out a Plan: the pyinfra deploy with its progress and its results."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyinfra.api.deploy import add_deploy
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import BaseStateCallback, State
+from pyinfra.context import ctx_host, ctx_state
+
+from ..errors import OwnstackError, RunError, UnreachableError
+from . import carry, units
+from .session import Session, read_result
+
+Listen = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class OperationResult:
+    name: str
+    changed: bool
+    commands: tuple[str, ...] = ()
+
+
+@dataclass
+class RunResult:
+    """What a run did. `changed` counts operations that changed something."""
+
+    operations: list[OperationResult] = field(default_factory=list)
+
+    @property
+    def changed(self) -> int:
+        return sum(op.changed for op in self.operations)
+
+    @property
+    def total(self) -> int:
+        return len(self.operations)
+
+
+def _progress(listen: Listen, names: dict[str, str]) -> type[BaseStateCallback]:
+    class Progress(BaseStateCallback):
+        @staticmethod
+        def operation_host_start(state: State, host: Host, op_hash: str) -> None:
+            listen({"event": "operation", "name": names.get(op_hash, "")})
+
+    return Progress
+
+
+@contextlib.contextmanager
+def prepared(session: Session, deploy: Callable[..., Any], **arguments: Any) -> Iterator[list[str]]:
+    """Declare a deploy's operations on the session's host; gives their hashes in order."""
+    session.reset()
+    session.layout_runner = units.runner_python(arguments["plan"])
+    try:
+        with ctx_state.use(session.state):
+            add_deploy(session.state, deploy, **arguments)
+        if session.host not in session.state.active_hosts:
+            raise _failure(session)
+        yield order_of(session)
+    except PyinfraError as error:
+        raise _failure(session, error) from error
+    finally:
+        ctx_state.reset()
+        ctx_host.reset()
+
+
+def preview(session: Session, deploy: Callable[..., Any], **arguments: Any) -> RunResult:
+    """What a deploy would change: a good guess, since later operations depend on earlier ones."""
+    result = RunResult()
+    with prepared(session, deploy, **arguments) as order:
+        for op_hash in order:
+            result.operations.append(OperationResult(_name(session, op_hash), _will_change(session, op_hash)))
+    return result
+
+
+def execute(session: Session, deploy: Callable[..., Any], listen: Listen, **arguments: Any) -> RunResult:
+    """Run a deploy. Raises RunError that carries the failing operation's own message."""
+    result = RunResult()
+    with prepared(session, deploy, **arguments) as order:
+        names = {op_hash: _name(session, op_hash) for op_hash in order}
+        if not any(_will_change(session, op_hash) for op_hash in order):
+            result.operations = [OperationResult(name, False) for name in names.values()]
+            return result
+        session.on_event = listen
+        carry.configure(lambda text: listen({"event": "progress", "what": text, "done": 0}), arguments["plan"].mirror)
+        session.state.add_callback_handler(_progress(listen, names)())  # type: ignore[no-untyped-call]
+        try:
+            with session.events(), ctx_state.use(session.state):
+                run_ops(session.state)
+        except (OSError, EOFError) as error:
+            raise UnreachableError(
+                f"the connection to {session.target.name} broke: {error}", hint="run again"
+            ) from error
+        finally:
+            _collect(session, names, result)
+        if session.host not in session.state.active_hosts:
+            raise _failure(session)
+    return result
+
+
+def order_of(session: Session) -> list[str]:
+    return list(session.state.get_op_order())  # type: ignore[no-untyped-call]
+
+
+def _name(session: Session, op_hash: str) -> str:
+    return ", ".join(sorted(session.state.get_op_meta(op_hash).names)).rpartition(" | ")[2]
+
+
+def _meta(session: Session, op_hash: str) -> Any:
+    return session.state.ops[session.host][op_hash].operation_meta
+
+
+def _will_change(session: Session, op_hash: str) -> bool:
+    return bool(_meta(session, op_hash).will_change)
+
+
+def _collect(session: Session, names: dict[str, str], result: RunResult) -> None:
+    for op_hash, name in names.items():
+        meta = _meta(session, op_hash)
+        if meta.is_complete():
+            result.operations.append(OperationResult(name, bool(meta.did_change()) and _changed(meta)))
+
+
+def _changed(meta: Any) -> bool:
+    """A runner step says itself whether it changed anything."""
+    for line in reversed(meta.stdout_lines if hasattr(meta, "stdout_lines") else meta.stdout.splitlines()):
+        if line.startswith('{"event": "result"'):
+            return '"changed": true' in line
+    return True
+
+
+def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
+    """The failing operation's own words instead of pyinfra's 'No hosts remaining!'."""
+    for op_hash in order_of(session):
+        meta = _meta(session, op_hash)
+        if not (meta.is_complete() and meta.did_error()):
+            continue
+        name = _name(session, op_hash)
+        try:
+            read_result(name, 1, meta.stdout, meta.stderr)
+        except RunError as step:
+            if step.code != "run-failed":
+                return RunError(f"{name}: {step.message}", hint=step.hint, code=step.code)
+        tail = "\n".join((meta.stderr or meta.stdout).splitlines()[-8:])
+        return RunError(f"{name}: {tail or 'failed'}", hint="mend the cause and run again: it goes on where it stopped")
+    return RunError(f"the run on {session.target.name} stopped: {error or 'the host gave no answer'}", hint="run again")

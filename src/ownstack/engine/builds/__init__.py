@@ -1,0 +1,1 @@
+"""Builds: recipes that make an artefact on the controller from locked inputs."""

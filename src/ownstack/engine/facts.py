@@ -1,0 +1,74 @@
+"""pyinfra facts that read much at once: each separate fact costs a round trip."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.facts import FactBase
+
+from .session import step_command
+
+PATHS_SCRIPT = r"""
+for p in "$@"; do
+  if [ -L "$p" ]; then printf 'link\t%s\t\t\t\n' "$(readlink "$p")"
+  elif [ -d "$p" ]; then printf 'directory\t%s\t\n' "$(stat -c '%a	%U	%G' "$p")"
+  elif [ -f "$p" ]; then printf 'file\t%s\t%s\n' "$(stat -c '%a	%U	%G' "$p")" "$(sha256sum < "$p" | cut -c1-64)"
+  else printf 'none\t\t\t\t\n'; fi
+done
+"""
+
+
+class PathStates(FactBase[list[dict[str, str]]]):
+    """Kind, mode, owner, group and sha256 of many paths, in the order asked."""
+
+    def command(self, paths: list[str]) -> StringCommand:
+        return StringCommand("sh", "-c", QuoteString(PATHS_SCRIPT), "sh", *[QuoteString(path) for path in paths])
+
+    def process(self, output: list[str]) -> list[dict[str, str]]:
+        found = []
+        for line in output:
+            kind, mode, owner, group, digest = (*line.split("\t"), "", "", "", "")[:5]
+            found.append({"kind": kind, "mode": mode, "owner": owner, "group": group, "sha256": digest})
+        return found
+
+
+class StepState(FactBase[dict[str, Any]]):
+    """Whether a runner step has anything to do, found by its dry run.
+
+    Where the runner is not there yet, everything is still to do.
+    """
+
+    def command(self, runner: str, step: str, spec: dict[str, Any]) -> StringCommand:
+        dry = step_command(runner, step, {**spec, "dry": True})
+        return StringCommand("if", "[", "-x", QuoteString(runner), "]; then", dry, "|| true; else echo; fi")
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        for line in reversed(output):
+            if line.startswith('{"event":'):
+                event = json.loads(line)
+                if event["event"] == "result":
+                    return {"changed": event["changed"], "data": event["data"]}
+                if event["event"] == "error":
+                    return {"changed": True, "data": {}, "error": event}
+        return {"changed": True, "data": {}}
+
+
+class Accounts(FactBase[dict[str, Any]]):
+    """Names of accounts and groups, and the groups each of our accounts is in."""
+
+    def command(self) -> str:
+        return "getent passwd | cut -d: -f1 | sed 's/^/user /'; getent group | sed 's/^/group /'"
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        users: set[str] = set()
+        groups: dict[str, set[str]] = {}
+        for line in output:
+            kind, _, rest = line.partition(" ")
+            if kind == "user":
+                users.add(rest)
+            elif kind == "group":
+                name, _, _, members = [*rest.split(":"), "", "", ""][:4]
+                groups[name] = {member for member in members.split(",") if member}
+        return {"users": users, "groups": groups}

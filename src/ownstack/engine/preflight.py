@@ -1,0 +1,150 @@
+"""What is asked before anything changes: which sources answer, what stands on the box, becoming root."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.parse
+from typing import Any
+
+from pyinfra.api.command import QuoteString, StringCommand
+
+from ..data import Data
+from ..errors import ConfigError, RunError
+from ..hardware.report import HardwareReport
+from ..plan import Layout
+from ..settings import Settings
+from ..state import BoxState, SourceReport
+from .session import Session
+
+MODEL_REGISTRY = "registry.ollama.ai"
+
+# python where there is one, else curl or wget; each host in the background, five seconds at most
+ASK = r"""
+ask() {
+  if command -v python3 >/dev/null 2>&1; then
+    python3 -c 'import sys, urllib.request, urllib.error
+try: urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeout=5)
+except urllib.error.HTTPError: pass
+except Exception as e: r = getattr(e, "reason", e); print(getattr(r, "strerror", "") or r or "no answer")' "$1"
+  elif command -v curl >/dev/null 2>&1; then
+    curl -sS -m 5 -o /dev/null -I "$1" 2>&1 | head -n 1
+  elif command -v wget >/dev/null 2>&1; then
+    wget -q -T 5 -t 1 --spider "$1" 2>&1 || [ $? = 8 ] || echo "no answer"
+  else
+    n=${1#*://}; n=${n%%/*}; getent hosts "${n%%:*}" >/dev/null || echo "the name does not resolve"
+  fi
+}
+for h in "$@"; do (r=$(ask "$h" | head -n 1); printf '%s\t%s\n' "$h" "$r") & done; wait
+"""
+
+
+def ask_sources(session: Session, data: Data, settings: Settings) -> SourceReport:
+    """Which vendors' hosts answer from the target. With a mirror nothing else is asked."""
+    mirror = settings.base.sources.mirror
+    ollama = settings.role("ollama")
+    registry = ollama.registry or MODEL_REGISTRY
+    address = f"{'http' if ollama.registry_insecure else 'https'}://{registry}/"
+    hosts = [] if mirror else [f"https://{host}/" for host in data.vendor_hosts()]
+    if not mirror or ollama.registry:
+        hosts.append(address)
+    if not hosts:
+        return SourceReport(models="a mirror replaces the network, and it names no model registry (`ollama.registry`)")
+    command = StringCommand("sh", "-c", QuoteString(ASK), "sh", *[QuoteString(host) for host in hosts])
+    _, out, _ = session.command(command, timeout=40, root=False)
+    found = dict(line.split("\t", 1) for line in out.splitlines() if "\t" in line)
+    answers = {host: found.get(host, "no answer") for host in hosts}
+    models = answers.pop(address)
+    vendors = {urllib.parse.urlsplit(host).netloc: reason for host, reason in answers.items()}
+    return SourceReport(target=vendors, controller={} if mirror else registries(), models=models)
+
+
+def registries() -> dict[str, str]:
+    """Package registries that this machine has a client for. Whether they answer shows when they are used."""
+    return {
+        "pypi": "",
+        "npm": "",
+        "go": "",
+        "debian": "" if shutil.which("apt-get") else "this machine has no apt-get",
+    }
+
+
+GET = r"""
+if command -v python3 >/dev/null 2>&1; then
+  python3 -c 'import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())' "$1"
+elif command -v curl >/dev/null 2>&1; then curl -sS -m 10 "$1"
+else wget -q -T 10 -O - "$1"; fi
+"""
+
+
+def read_existing(session: Session, url: str) -> dict[str, Any]:
+    """Version and models of an Ollama that is not ours, asked from the target; empty where it does not answer."""
+    found: dict[str, Any] = {}
+    for path in ("/api/version", "/api/tags"):
+        command = StringCommand("sh", "-c", QuoteString(GET), "sh", QuoteString(url.rstrip("/") + path))
+        rc, out, _ = session.command(command, timeout=30, root=False)
+        try:
+            found |= json.loads(out) if rc == 0 else {}
+        except ValueError:
+            return {}
+    if "version" not in found:
+        return {}
+    return {
+        "existing_ollama": str(found["version"]),
+        "existing_models": tuple(sorted(str(model["name"]) for model in found.get("models") or ())),
+    }
+
+
+def read_state(session: Session, layout: Layout) -> BoxState:
+    """What the box records of itself; the empty state where none stands."""
+    rc, out, _ = session.command(StringCommand("cat", QuoteString(layout.manifest)))
+    if rc != 0:
+        return BoxState()
+    try:
+        manifest: dict[str, Any] = json.loads(out)
+    except ValueError as error:
+        raise ConfigError(
+            f"{layout.manifest} on {session.target.name} is damaged: {error}",
+            hint="move it aside and run `ownstack up`: data and secrets are kept",
+        ) from error
+    rc, _, _ = session.command(StringCommand("test", "-x", QuoteString(layout.current("base") + "/runner")))
+    if rc != 0:
+        return BoxState(manifest={**manifest, "plan": None} if not manifest.get("plan") else manifest)
+    session.layout_runner = f"{layout.current('base')}/runner"
+    data = session.step("box.state", state_spec(layout))
+    return BoxState(manifest=data["manifest"], releases=data["releases"], services=data["services"], work=data["work"])
+
+
+def state_spec(layout: Layout) -> dict[str, Any]:
+    return {
+        "manifest": layout.manifest,
+        "opt": layout.opt,
+        "run_dir": f"{layout.var}/run",
+        "active_dir": f"{layout.var}/active",
+    }
+
+
+def become_root(session: Session, report: HardwareReport, password: str | None) -> None:
+    """Use sudo where the login user is not root. A password is tried once, and never more than once."""
+    kind = report.host.sudo
+    if kind == "root":
+        return
+    if kind == "passwordless":
+        session.use_sudo()
+        return
+    if kind == "none" or password is None:
+        raise RunError(
+            f"{report.host.user} needs a password for sudo on {session.target.name}"
+            if kind != "none"
+            else f"{report.host.user} cannot use sudo on {session.target.name}",
+            hint='run with a terminal to be asked, or `--sudo-password-file FILE`; or set `scope = "user"`',
+            code="no-sudo",
+        )
+    session.use_sudo(password)
+    if not session.sudo_works():
+        raise RunError(
+            f"sudo on {session.target.name} refused the password of {report.host.user}",
+            hint="it was tried once; run again with the right one",
+            code="wrong-sudo-password",
+        )

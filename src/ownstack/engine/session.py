@@ -1,0 +1,268 @@
+"""One connection to one host: a pyinfra State, shell scripts, files, and runner steps."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import secrets
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.config import Config
+from pyinfra.api.connect import disconnect_all
+from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.output import set_echo
+from pyinfra.api.state import State
+from pyinfra.context import ctx_host, ctx_state
+
+from ..errors import RunError, UnreachableError
+
+OnEvent = Callable[[dict[str, Any]], None]
+MARK = "__ownstack_rc="
+# pyinfra would carry a sudo password in the command line; ours is read from a file by this askpass,
+# and pyinfra is given a word without meaning.
+PLACEHOLDER = "see-askpass"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to work: this machine, or `user@host` over SSH."""
+
+    name: str = "local"
+    hostname: str = ""
+    user: str = ""
+    port: int | None = None
+    ssh_config: str = ""
+
+    @property
+    def local(self) -> bool:
+        return self.name == "local"
+
+    @classmethod
+    def parse(cls, text: str, ssh_config: str = "") -> Target:
+        """`user@server`, `server`, `server:2222` or `local`."""
+        if text in ("", "local"):
+            return cls()
+        user, _, rest = text.rpartition("@")
+        hostname, colon, port = rest.rpartition(":")
+        if colon and port.isdigit() and ":" not in hostname:
+            return cls(name=text, hostname=hostname, user=user, port=int(port), ssh_config=ssh_config)
+        return cls(name=text, hostname=rest, user=user, ssh_config=ssh_config)
+
+
+class Session:
+    """A connected host. Use as a context manager; nothing of pyinfra's stays set afterwards."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.on_event: OnEvent = lambda event: None
+        self.layout_runner = ""
+        self._sudo = False
+        self._askpass = ""
+        data: dict[str, Any] = {}
+        if not target.local:
+            data = {"ssh_hostname": target.hostname}
+            if target.user:
+                data["ssh_user"] = target.user
+            if target.port:
+                data["ssh_port"] = target.port
+            if target.ssh_config:
+                data["ssh_config_file"] = target.ssh_config
+        self._data = data
+        name = "@local" if target.local else target.hostname
+        inventory = Inventory(([(name, data)], {}))  # type: ignore[no-untyped-call]
+        self.config = Config(CONNECT_TIMEOUT=10)  # type: ignore[no-untyped-call]
+        self.state = State(inventory, self.config)
+        self.host = next(iter(inventory))
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connect, or raise UnreachableError (exit code 4)."""
+        set_echo(self._echo)
+        reason = ""
+        try:
+            with ctx_state.use(self.state):
+                self.host.connect(raise_exceptions=True)
+                self.state.activate_host(self.host)
+        except (ConnectError, PyinfraError, OSError) as error:
+            reason = str(error)
+        if not self.host.connected:
+            raise UnreachableError(
+                f"cannot reach {self.target.name}: {reason or 'no connection'}",
+                hint=f"try `ssh {self.target.name}` by hand; keys and ~/.ssh/config are used as ssh uses them",
+            )
+
+    def reset(self) -> None:
+        """A fresh State over the same connection, for another deploy."""
+        connector, data = self.host.connector, self.host.connector_data
+        name = self.host.name
+        self.state = State(Inventory(([(name, self._data)], {})), self.config)  # type: ignore[no-untyped-call]
+        self.host = next(iter(self.state.inventory))
+        self.host.connector, self.host.connector_data = connector, data
+        connector.state, connector.host = self.state, self.host
+        self.host.connected = True
+        self.state.activate_host(self.host)
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            if self._askpass:
+                self.command(StringCommand("rm", "-rf", QuoteString(self._askpass)), root=False)
+            disconnect_all(self.state)
+        ctx_state.reset()
+        ctx_host.reset()
+
+    # -- becoming root ---------------------------------------------------------------------------
+
+    def use_sudo(self, password: str | None = None) -> None:
+        """Run what needs root through sudo from now on. The password stays in a file 0600 on the target."""
+        self._sudo = True
+        self.config.SUDO = True
+        if password is None:
+            return
+        rc, out, err = self.shell(
+            'd=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp; umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"',
+            root=False,
+        )
+        if rc != 0:
+            raise RunError(f"no private folder on {self.target.name}: {err.strip()}", hint="free space in /tmp")
+        self._askpass = out.strip().splitlines()[-1]
+        # sudo asks an askpass program three times: while `once` is there, only the first is answered
+        d = shlex.quote(self._askpass)
+        guard = f"if [ -e {d}/once ]; then mv {d}/once {d}/never; elif [ -e {d}/never ]; then exit 1; fi"
+        script = f"#!/bin/sh\n{guard}\ncat {d}/word\n"
+        self._put_plain((password + "\n").encode(), f"{self._askpass}/word", "600")
+        self._put_plain(script.encode(), f"{self._askpass}/ask", "700")
+        self.config.SUDO_PASSWORD = PLACEHOLDER
+        # both keys under which pyinfra looks for an askpass program it made before
+        folder = self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
+        for key in ("sudo_askpass_path", f"sudo_askpass_path__{folder}"):
+            self.host.connector_data[key] = f"{self._askpass}/ask"
+
+    def sudo_works(self) -> bool:
+        """Try the password once; a wrong one does not count towards a lock-out of three."""
+        once, ask, never = (QuoteString(f"{self._askpass}/{name}") for name in ("once", "ask", "never"))
+        self.command(StringCommand(": >", once), root=False)
+        tried = StringCommand("SUDO_ASKPASS=", ask, " LC_ALL=C sudo -A -k true; rc=$?; rm -f ", never, "; (exit $rc)",
+                              _separator="")  # fmt: skip
+        rc, _, _ = self.command(tried, root=False)
+        return rc == 0
+
+    def _put_plain(self, data: bytes, path: str, mode: str) -> None:
+        self.host.put_file(io.BytesIO(data), path, _sudo=False)
+        self.command(StringCommand("chmod", mode, QuoteString(path)), root=False)
+
+    # -- doing things ----------------------------------------------------------------------------
+
+    def _arguments(self, root: bool | None) -> dict[str, Any]:
+        use = self._sudo if root is None else (root and self._sudo)
+        if not use:
+            return {"_sudo": False}
+        return {"_sudo": True, "_sudo_password": self.config.SUDO_PASSWORD}
+
+    def shell(self, script: str, timeout: int = 60, root: bool | None = None) -> tuple[int, str, str]:
+        """Run a script of our own; its exit status and outputs. `root=False` runs it as the login user.
+
+        The script must be constant text: values belong into `command`.
+        """
+        return self.command(StringCommand(script), timeout=timeout, root=root)
+
+    def command(
+        self, command: StringCommand, timeout: int | None = 60, root: bool | None = None, print_output: bool = False
+    ) -> tuple[int, str, str]:
+        """Run a command built with pyinfra's quoting types."""
+        marked = StringCommand("(", command, "\n)", f"; printf '\\n{MARK}%s\\n' \"$?\"")
+        try:
+            with ctx_state.use(self.state), ctx_host.use(self.host):
+                _, output = self.host.run_shell_command(
+                    marked, print_output=print_output, _timeout=timeout, **self._arguments(root)
+                )
+        except TimeoutError:
+            return 124, "", f"no end after {timeout} s"
+        except (OSError, EOFError, ConnectError) as error:
+            raise UnreachableError(f"the connection to {self.target.name} broke: {error}", hint="run again") from error
+        lines = output.stdout_lines
+        for index in range(len(lines) - 1, -1, -1):
+            if lines[index].startswith(MARK):
+                rc = int(lines[index][len(MARK) :])
+                text = "\n".join(lines[:index])
+                return rc, text[:-1] if text.endswith("\n") else text, output.stderr
+        return 255, output.stdout, output.stderr
+
+    def put(self, data: bytes | Path, path: str, mode: str = "0644") -> None:
+        """Write a file on the target as root, without a moment in which others may write it."""
+        temporary = f"{path}.{secrets.token_hex(4)}"
+        source = str(data) if isinstance(data, Path) else io.BytesIO(data)
+        with ctx_state.use(self.state), ctx_host.use(self.host):
+            try:
+                sent = self.host.put_file(source, temporary, **self._arguments(None))
+            except (OSError, PyinfraError) as error:
+                raise RunError(f"cannot write {path} on {self.target.name}: {error}") from error
+            if not sent:
+                raise RunError(f"cannot write {path} on {self.target.name}")
+        command = StringCommand(
+            "chmod", mode, QuoteString(temporary), "&&", "mv", "-f", QuoteString(temporary), QuoteString(path)
+        )
+        rc, _, err = self.command(command)
+        if rc != 0:
+            raise RunError(f"cannot write {path} on {self.target.name}: {err.strip()}")
+
+    # -- runner steps ----------------------------------------------------------------------------
+
+    def step(self, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        """Run a runner step and return its data. Raises RunError with the step's own message."""
+        command = step_command(self.layout_runner, name, spec)
+        with self.events():
+            rc, out, err = self.command(command, timeout=timeout, print_output=True)
+        return read_result(name, rc, out, err)["data"]  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[None]:
+        """Let progress events of commands that print them reach `on_event`."""
+        before = self.state.print_output
+        self.state.print_output = True
+        try:
+            yield
+        finally:
+            self.state.print_output = before
+
+    def _echo(self, message: Any = None, **_: Any) -> None:
+        text = str(message)
+        start = text.find('{"event":')
+        if start < 0:
+            return
+        with contextlib.suppress(ValueError):
+            event = json.loads(text[start:])
+            if event.get("event") == "progress":
+                self.on_event(event)
+
+
+def step_command(runner: str, name: str, spec: dict[str, Any]) -> StringCommand:
+    """The command of a runner step. A specification never holds a secret, so it may be seen."""
+    return StringCommand(
+        QuoteString(runner), QuoteString(name), "--json", QuoteString(json.dumps(spec, sort_keys=True))
+    )
+
+
+def read_result(name: str, rc: int, out: str, err: str) -> dict[str, Any]:
+    """The last event of a step. Raises RunError with the step's message and hint."""
+    for line in reversed(out.splitlines()):
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "result":
+                return event
+            if isinstance(event, dict) and event.get("event") == "error":
+                raise RunError(event["message"], hint=event.get("hint", ""), code=event.get("code", "step-failed"))
+    tail = "\n".join((err or out).splitlines()[-5:])
+    raise RunError(f"the step {name} gave no answer (exit status {rc}): {tail}", hint="run the command again with -vv")

@@ -1,0 +1,58 @@
+"""Work that goes on when the connection ends: a transient unit, or a process in a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+from .managers import call
+
+
+def systemd(manager: str) -> list[str]:
+    """The options of systemd-run and systemctl for the given manager."""
+    if manager == "systemd-user":
+        os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+        return ["--user"]
+    return []
+
+
+def launch(manager: str, unit: str, command: list[str], log: str) -> None:
+    """Start `command` so that it outlives this process. Raises StepError where the manager refuses."""
+    if manager != "supervisord":
+        options = systemd(manager)
+        call(["systemctl", *options, "reset-failed", f"{unit}.service"], check=False)
+        # a specification holds `$` and `%` only as they are: no unit variables in it
+        rule = ["--quiet", "--collect", f"--unit={unit}", f"--description={unit}", "--property=Type=exec"]
+        call(["systemd-run", *options, *rule, "--", *[word.replace("$", "$$") for word in command]])
+        return
+    with open(log, "ab") as out:
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", start_new_session=True, close_fds=True
+        )
+
+
+def alive(pid: int, word: str) -> bool:
+    """Whether process `pid` runs and has `word` in its command line: process numbers are used again."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            return word.encode() in stream.read()
+    except OSError:
+        return False
+
+
+def stop_unit(manager: str, unit: str, pid: int) -> None:
+    """End what `launch` started."""
+    if manager != "supervisord" and unit:
+        call(["systemctl", *systemd(manager), "stop", f"{unit}.service"], check=False)
+        return
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGTERM)
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{pid}"):
+            return
+        time.sleep(0.1)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,47 @@
+"""Steps that ask Qdrant with its keys; the keys stay on the target."""
+
+from __future__ import annotations
+
+from .core import Emit, Result, Spec, StepError
+from .http import request
+from .secrets import read_secret
+
+
+def _headers(spec: Spec, name: str) -> dict[str, str]:
+    return {"api-key": read_secret(spec["secrets_dir"], name)}
+
+
+def probe(spec: Spec, emit: Emit) -> Result:
+    """How Qdrant answers with no key, the read-only key and the key. spec: url, secrets_dir."""
+    url = spec["url"]
+    full, reader = _headers(spec, "qdrant_api_key"), _headers(spec, "qdrant_read_only_key")
+    status, about = request("GET", f"{url}/", headers=full)
+    return {
+        "changed": False,
+        "data": {
+            "version": about.get("version", "") if isinstance(about, dict) else "",
+            "answers": status,
+            "without_key": request("GET", f"{url}/collections")[0],
+            "reader_reads": request("GET", f"{url}/collections", headers=reader)[0],
+            # refused before anything is made: a reader may not create
+            "reader_writes": request("PUT", f"{url}/collections/ownstack-never", {}, headers=reader)[0],
+            "collections": counts({"url": url, "secrets_dir": spec["secrets_dir"]}, emit)["data"],
+        },
+    }
+
+
+def counts(spec: Spec, emit: Emit) -> Result:
+    """Exact number of points of each collection. spec: url, secrets_dir."""
+    headers = _headers(spec, "qdrant_api_key")
+    status, answer = request("GET", f"{spec['url']}/collections", headers=headers)
+    if status != 200:
+        raise StepError(f"Qdrant answers {status}", hint="`ownstack logs qdrant` shows why")
+    found = {}
+    for item in answer["result"]["collections"]:
+        name = item["name"]
+        _, one = request("POST", f"{spec['url']}/collections/{name}/points/count", {"exact": True}, headers=headers)
+        found[name] = one["result"]["count"]
+    return {"changed": False, "data": found}
+
+
+STEPS = {"counts": counts, "probe": probe}

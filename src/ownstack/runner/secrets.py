@@ -1,0 +1,105 @@
+"""Secrets live on the target only, each a file 0600 in one folder 0700."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets as random
+import string
+
+from .core import Emit, Result, Spec, StepError, ids, write_file
+
+NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+MARK = re.compile(r"@@secret:([a-z0-9_]+)@@")
+
+
+def secret_path(secrets_dir: str, name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise StepError(f"{name!r} is not a secret's name")
+    return os.path.join(secrets_dir, name)
+
+
+def has_secret(secrets_dir: str, name: str) -> bool:
+    return os.path.exists(secret_path(secrets_dir, name))
+
+
+def read_secret(secrets_dir: str, name: str) -> str:
+    """The secret's value. Raises StepError when it was never made."""
+    try:
+        with open(secret_path(secrets_dir, name), encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError as error:
+        raise StepError(
+            f"the secret {name} cannot be read: {error.strerror}", hint="run `ownstack up` again", code="secret-missing"
+        ) from error
+
+
+def write_secret(secrets_dir: str, name: str, value: str) -> None:
+    path = secret_path(secrets_dir, name)
+    owner = os.stat(secrets_dir)
+    write_file(path, value.encode("ascii") + b"\n", 0o600, owner.st_uid, owner.st_gid)
+
+
+def make(kind: str, length: int) -> str:
+    """A new random value of letters, digits, `_` and `-` only: safe in every configuration format."""
+    if kind == "hex":
+        return random.token_hex((length + 1) // 2)[:length]
+    alphabet = string.ascii_letters + string.digits
+    if kind != "password":
+        return "".join(random.choice(alphabet) for _ in range(length))
+    while True:  # passwords must hold a small letter, a capital and a digit
+        value = "".join(random.choice(alphabet) for _ in range(length))
+        if any(map(str.islower, value)) and any(map(str.isupper, value)) and any(map(str.isdigit, value)):
+            return value
+
+
+def ensure(spec: Spec, emit: Emit) -> Result:
+    """Make the secrets that do not exist yet; never touch one that does."""
+    folder = spec["secrets_dir"]
+    made = []
+    missing = [s for s in spec["secrets"] if not has_secret(folder, s["name"])]
+    if missing and not spec.get("dry"):
+        for secret in missing:
+            write_secret(folder, secret["name"], make(secret["kind"], secret["length"]))
+            made.append(secret["name"])
+    return {"changed": bool(missing), "data": {"made": made}}
+
+
+def filled(secrets_dir: str, content: str) -> bytes:
+    return MARK.sub(lambda match: read_secret(secrets_dir, match.group(1)), content).encode()
+
+
+def fill(spec: Spec, emit: Emit) -> Result:
+    """Write files whose content carries secret marks. Nothing but their names is ever reported."""
+    os.umask(0o077)
+    changed = []
+    for item in spec["files"]:
+        try:
+            data = filled(spec["secrets_dir"], item["content"])
+        except StepError:
+            if not spec.get("dry"):
+                raise
+            changed.append(item["path"])
+            continue
+        mode = int(item["mode"], 8)
+        if _same(item["path"], data, mode, item["owner"], item["group"]):
+            continue
+        changed.append(item["path"])
+        if not spec.get("dry"):
+            write_file(item["path"], data, mode, *ids(item["owner"], item["group"]))
+    return {"changed": bool(changed), "data": {"files": changed}}
+
+
+def _same(path: str, data: bytes, mode: int, owner: str, group: str) -> bool:
+    try:
+        state = os.stat(path)
+        with open(path, "rb") as stream:
+            held = stream.read()
+        uid, gid = ids(owner, group)
+    except (OSError, StepError):
+        return False
+    owned = (uid < 0 or state.st_uid == uid) and (gid < 0 or state.st_gid == gid)
+    return held == data and state.st_mode & 0o7777 == mode and owned
+
+
+STEPS = {"ensure": ensure, "fill": fill}
