@@ -1,0 +1,92 @@
+"""What has to be there before any role: accounts, folders, the runner, secrets, Python and uv."""
+
+from __future__ import annotations
+
+from ownstack.engine import operations, units
+from ownstack.engine.operations import Account, Directory
+from ownstack.engine.role_tasks import downloads
+from ownstack.kit import kit_root
+from ownstack.plan import Plan
+from roles import roles_of
+from roles.base import NAME, ROLE, files
+
+
+def bring_runner(plan: Plan) -> None:
+    """The runner, which all steps need: to install, and to remove when programs were taken away before."""
+    operations.directories(name="Base: folders", wanted=_folders(plan))
+    part = plan.role(NAME)
+    runner_python = str(part.settings["runner_python"])
+    if runner_python.startswith(plan.layout.opt):
+        operations.bootstrap_python(name="Base: Python", plan=plan, artifact=part.artifact("python"))
+    operations.runner(name="Base: runner", plan=plan, python=runner_python)
+
+
+def install(plan: Plan) -> None:
+    if plan.system:
+        operations.accounts(name="Base: accounts", wanted=_accounts(plan))
+    bring_runner(plan)
+    part = plan.role(NAME)
+    packages = part.settings.get("packages", [])
+    if packages and plan.system:
+        operations.packages(name="Base: system packages", plan=plan, wanted=packages)
+    operations.step(
+        name="Base: secrets",
+        plan=plan,
+        step_name="secrets.ensure",
+        spec={"secrets_dir": plan.layout.secrets, "secrets": [secret.model_dump() for secret in plan.secrets]},
+    )
+    spec = downloads(plan)
+    if spec["files"]:
+        operations.step(name="Base: downloads", plan=plan, step_name="fetch.many_outliving", spec=spec)
+    for artifact in part.artifacts:
+        if artifact.kind != "host":
+            operations.release(name=f"Base: {artifact.name}", plan=plan, artifact=artifact)
+    if plan.manager == "supervisord":
+        lock = (kit_root() / "roles/base/supervisor.lock").read_text()
+        operations.python_env(name="Base: supervisord", plan=plan, component="supervisor", lock=lock)
+
+
+def _accounts(plan: Plan) -> list[Account]:
+    found = []
+    for role in roles_of(plan):
+        for service in role.services(plan):
+            found.append(Account(plan.account(service.name), service.state_directory, service.groups))
+        for extra in role.accounts(plan):
+            found.append(Account(extra.name, extra.home, extra.groups))
+    return found
+
+
+def _folders(plan: Plan) -> list[Directory]:
+    layout = plan.layout
+    return [
+        Directory(layout.opt),
+        Directory(layout.etc),
+        Directory(layout.secrets, "0700"),
+        Directory(f"{layout.etc}/services", "0700"),
+        Directory(f"{layout.etc}/supervisor/conf.d"),
+        Directory(layout.var),
+        Directory(f"{layout.var}/work", "0700"),
+        Directory(units.run_dir(plan)),
+        Directory(units.active_dir(plan)),
+        Directory(units.log_dir(plan), "0750"),
+        Directory(f"{layout.opt}/base/releases"),
+        *([Directory(layout.units)] if plan.manager == "systemd-user" else []),
+    ]
+
+
+def configure(plan: Plan) -> None:
+    if files(plan):
+        operations.config_files(name="Base: configuration", wanted=files(plan))
+
+
+def activate(plan: Plan) -> None:
+    """Nothing of the base runs by itself."""
+
+
+def remove(plan: Plan, purge: bool, packages: list[str]) -> None:
+    if plan.manager == "supervisord":
+        operations.step(
+            name="Base: end supervisord", plan=plan, step_name="box.shutdown", spec=dict(units.process(plan))
+        )
+    accounts = _accounts(plan) if purge and plan.system else []
+    operations.farewell(name=f"{ROLE.title}: remove", plan=plan, purge=purge, accounts=accounts, packages=packages)
