@@ -1,0 +1,65 @@
+"""`ownstack down`: how to get out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import confirm, emit_json, note, say
+from .progress import Progress
+from .site import open_site, read_settings, target_options
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+def what_goes(plan: Plan, purge: bool, packages: list[str]) -> tuple[list[str], list[str]]:
+    """What is removed and what stays, in words."""
+    layout = plan.layout
+    goes = [f"services and units {layout.prefix}-*", f"programs in {layout.opt}"]
+    kept = [f"data and models in {layout.var}", f"configuration and secrets in {layout.etc}"]
+    if plan.system:
+        kept.append(f"the accounts {layout.prefix}-* that own them")
+    if packages:
+        kept.append(f"system packages that were added: {', '.join(packages)}")
+    return (goes + kept, []) if purge else (goes, kept)
+
+
+@click.command()
+@target_options
+@click.option("-y", "--yes", is_flag=True, help="Go on without being asked.")
+@click.option("--purge", is_flag=True, help="Remove data, models, configuration, secrets and accounts too.")
+def down(
+    host: str | None, config_file: str | None, sets: tuple[str, ...], sudo_password_file: Path | None,
+    as_json: bool, verbose: int, yes: bool, purge: bool,
+) -> int:  # fmt: skip
+    """Stop and remove services and programs. Data, models, configuration and secrets stay, unless --purge."""
+    from ..engine.apply import execute
+    from ..kit import activate
+
+    settings = read_settings(config_file, sets, host=host)
+    with open_site(settings, sudo_password_file) as site:
+        plan = site.recorded_plan()
+        packages = list((site.state.manifest or {}).get("packages_added", []))
+        goes, stays = what_goes(plan, purge, packages)
+        if not as_json:
+            for title, lines in (("Will be removed", goes), ("Stays", stays)):
+                if lines:
+                    note(title)
+                    for line in lines:
+                        note(f"  {line}")
+        confirm(
+            "Remove this?" if not purge else "Remove all of this? Chats, notes and workflows are lost.", yes, as_json
+        )
+        activate()
+        from deploy import remove
+
+        with Progress(quiet=as_json) as progress:
+            result = execute(site.session, remove, progress, plan=plan, purge=purge, packages=packages)
+    if as_json:
+        emit_json("down", {"removed": goes, "kept": stays, "changed": result.changed})
+    else:
+        say("Removed. `ownstack up` puts the programs back." if not purge else "Removed, nothing of the box is left.")
+    return 0

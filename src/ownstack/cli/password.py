@@ -1,0 +1,64 @@
+"""`ownstack password`: where the first passwords are, and new ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .output import confirm, emit_json, say
+from .site import open_site, read_settings, target_options
+
+# role -> (secret with the first password, setting with the sign-in name, step that makes a new one)
+ACCOUNTS = {
+    "open_webui": ("open_webui_admin_password", "admin_email", "open_webui.password_reset"),
+    "n8n": ("n8n_owner_password", "owner_email", "n8n.password_reset"),
+}
+
+
+@click.command()
+@target_options
+@click.option("--reset", is_flag=True, help="Make new passwords.")
+@click.option("-y", "--yes", is_flag=True, help="Go on without being asked.")
+@click.argument("service", type=click.Choice(["open-webui", "n8n"]), required=False)
+def password(
+    host: str | None, config_file: str | None, sets: tuple[str, ...], sudo_password_file: Path | None,
+    as_json: bool, verbose: int, reset: bool, yes: bool, service: str | None,
+) -> int:  # fmt: skip
+    """Show where the first passwords are kept, or make new ones with --reset. Never prints a password."""
+    settings = read_settings(config_file, sets, host=host)
+    with open_site(settings, sudo_password_file) as site:
+        plan = site.recorded_plan()
+        roles = [role for role in ACCOUNTS if plan.has(role) and service in (None, role.replace("_", "-"))]
+        rows: list[dict[str, Any]] = []
+        if reset:
+            confirm(f"Make new passwords for {', '.join(roles)}?", yes, as_json)
+        for role in roles:
+            secret, email, step = ACCOUNTS[role]
+            if reset:
+                from ..kit import activate
+
+                activate()
+                from roles import role as find
+
+                site.session.step(step, find(role).tasks.reset_spec(plan))
+            rows.append(
+                {
+                    "service": role, "user": plan.role(role).settings[email],
+                    "file": f"{plan.layout.secrets}/{secret}", "reset": reset,
+                }
+            )  # fmt: skip
+    if as_json:
+        emit_json("password", {"accounts": rows})
+        return 0
+    where = "" if plan.host.target == "local" else f"ssh {plan.host.target} "
+    sudo = "sudo " if plan.system else ""
+    for row in rows:
+        say(
+            f"{row['service']}: sign in as {row['user']}; {'new' if reset else 'first'} password: "
+            f"{where}{sudo}cat {row['file']}"
+        )
+    if not reset:
+        say("A password that you changed yourself is known to you alone; `ownstack password --reset` makes a new one.")
+    return 0

@@ -1,0 +1,155 @@
+"""What every command that works on a box needs: settings, a connection, and the five inputs of `choose`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError, RunError
+from .output import note
+
+if TYPE_CHECKING:
+    from ..data import Data
+    from ..engine.session import Session
+    from ..hardware.report import HardwareReport
+    from ..plan import Plan
+    from ..settings import Settings
+    from ..state import BoxState, SourceReport
+
+# flag -> settings key
+SETTING_FLAGS = {
+    "host": "host",
+    "mirror": "sources.mirror",
+    "cpu_only": "hardware.cpu_only",
+    "use": "use",
+}
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that works on a box."""
+    for option in reversed(
+        [
+            click.option("--host", default=None, help="user@server over SSH; this machine when left out."),
+            click.option("--config", "config_file", default=None, help="Settings file (default: ownstack.toml)."),
+            click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting for this run."),
+            click.option(
+                "--sudo-password-file",
+                type=click.Path(path_type=Path),
+                default=None,
+                help="Read sudo's password from FILE, `-` for stdin.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope."),
+            click.option("-v", "--verbose", count=True, help="Say more; -vv with tracebacks."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def read_settings(config_file: str | None, sets: tuple[str, ...], **flags: Any) -> Settings:
+    """Settings of all layers; `--set` and flags win."""
+    from ..settings import load, parse_value
+
+    chosen: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: not KEY=VALUE", hint="for example `--set qdrant.port=6400`")
+        chosen[key.strip()] = parse_value(value)
+    for flag, value in flags.items():
+        if value not in (None, False, ""):
+            chosen[SETTING_FLAGS[flag]] = value
+    return load(chosen, config_file)
+
+
+@dataclass
+class Site:
+    """A connected target with everything that was asked of it."""
+
+    settings: Settings
+    session: Session
+    report: HardwareReport
+    data: Data
+    state: BoxState
+    sources: SourceReport | None = None
+
+    def plan(self) -> Plan:
+        """The Plan for this host, from the five inputs."""
+        from ..choosing import choose
+        from ..engine.preflight import ask_sources
+
+        if self.sources is None:
+            self.sources = ask_sources(self.session, self.data, self.settings)
+        return choose(self.report, self.settings, self.data, self.sources, self.state)
+
+    def recorded_plan(self) -> Plan:
+        """The Plan that the box records. Raises RunError where no box stands."""
+        from ..plan import Plan
+
+        if not self.state.stands or self.state.manifest is None:
+            raise RunError(
+                f"there is no box on {self.session.target.name}", hint="`ownstack up` makes one", code="no-box"
+            )
+        return Plan.model_validate(self.state.manifest["plan"])
+
+
+@contextlib.contextmanager
+def open_site(
+    settings: Settings, sudo_password_file: Path | None = None, from_report: Path | None = None
+) -> Iterator[Site]:
+    """Connect, look at the host, become root where the box is system-wide, read what stands there."""
+    from ..choosing.host import as_root
+    from ..data import load_data
+    from ..engine.preflight import become_root, read_existing, read_state
+    from ..engine.session import Session, Target
+    from ..hardware.collect import collect, see_ports
+    from ..hardware.facts import load as load_probe
+    from ..hardware.interpret import interpret
+
+    data = load_data(settings.wanted_roles(), fit="models" in settings.wanted_roles())
+    target = Target.parse(settings.base.host, os.environ.get("OWNSTACK_SSH_CONFIG", ""))
+    with Session(target) as session:
+        raw = collect(None if target.local else session)
+        overrides = settings.base.hardware.overrides()
+        report = told_sudo(interpret(raw, overrides), settings, sudo_password_file)
+        if as_root(report, settings):
+            become_root(session, report, sudo_password(report, sudo_password_file))
+            seen = interpret(see_ports(session, raw), overrides)
+            report = seen.model_copy(update={"host": report.host})
+        if from_report is not None:
+            told = interpret(load_probe(from_report), overrides)
+            report = report.model_copy(update={"gpus": told.gpus, "cpu": told.cpu, "memory": told.memory})
+        uid = 0 if as_root(report, settings) else report.host.uid or 1
+        state = read_state(session, settings.layout(report.host.home, uid))
+        ollama = settings.role("ollama")
+        if ollama.use == "existing":
+            state = state.model_copy(update=read_existing(session, ollama.url))
+        yield Site(settings, session, report, data, state)
+
+
+def told_sudo(report: HardwareReport, settings: Settings, file: Path | None) -> HardwareReport:
+    """A rule for one user is not to be seen without his password: who names one, or wants the system, has it tried."""
+    asked = file is not None or settings.base.scope == "system"
+    if report.host.sudo != "none" or not asked or "sudo" not in report.host.tools:
+        return report
+    return report.model_copy(update={"host": report.host.model_copy(update={"sudo": "password"})})
+
+
+def sudo_password(report: HardwareReport, file: Path | None) -> str | None:
+    """Asked once, before anything starts; never from a flag's value."""
+    if report.host.sudo != "password":
+        return None
+    if file is not None:
+        text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+        return text.rstrip("\n")
+    if not sys.stdin.isatty():
+        return None
+    note(f"sudo on {report.host.hostname} asks for the password of {report.host.user}.")
+    return str(click.prompt("Password", hide_input=True, err=True))

@@ -1,0 +1,155 @@
+"""`ownstack status`: what runs, where, and what is pending."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import RunError
+from .output import emit_json, say, size, style
+from .show import NETWORK
+from .site import Site, open_site, read_settings, target_options
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+def gather(site: Site) -> dict[str, Any]:
+    """Everything that `status` knows, as data."""
+    plan = site.recorded_plan()
+    from ..hardware.change import describe_change
+    from ..kit import activate
+
+    activate()
+    from roles import roles_of
+
+    services = []
+    for role in roles_of(plan):
+        for service in role.services(plan):
+            now = site.state.services.get(service.name, {})
+            services.append(
+                {
+                    "name": service.name, "running": bool(now.get("active")), "state": now.get("state", "unknown"),
+                    "enabled": bool(now.get("enabled")), "pid": now.get("pid", 0), "ports": list(service.ports),
+                    "network": service.network, "unit": plan.layout.unit(service.name),
+                }
+            )  # fmt: skip
+    floors = site.data.floors
+    age = (datetime.date.today() - floors.checked).days
+    return {
+        "host": plan.host.hostname,
+        "kit_version": plan.kit_version,
+        "profile": plan.profile,
+        "services": services,
+        "models": [model.model_dump(mode="json") for model in plan.models],
+        "work": site.state.work,
+        "versions": {a.name: a.version for role in plan.roles for a in role.artifacts},
+        "below_floor": [f"{a.name} {a.version}" for role in plan.roles for a in role.artifacts if a.below_floor],
+        "pins_checked": floors.checked.isoformat(),
+        "pins_age_days": age,
+        "pins_old": age > floors.warn_after_days,
+        "hardware_changes": describe_change(plan.hardware, site.report),
+        "gpu_watch": gpu_watch(site, plan),
+        "drifted": drifted(site, plan),
+        "absent_protections": list(plan.absent_protections),
+    }
+
+
+def gpu_watch(site: Site, plan: Plan) -> dict[str, Any]:
+    """What the watch over the graphics card saw last; empty where there is none."""
+    from roles.ollama import watch
+
+    if not watch.wanted(plan):
+        return {}
+    return site.session.step("gpu.state", {"state": watch.state_file(plan)})
+
+
+def drifted(site: Site, plan: Plan) -> list[str]:
+    """Keys of Open WebUI that the kit owns and somebody changed; none where it cannot be asked (`verify` says why)."""
+    if not plan.has("open_webui") or not site.state.services.get("open_webui", {}).get("active"):
+        return []
+    from roles.open_webui import configure_spec
+
+    try:
+        data = site.session.step("open_webui.drift", configure_spec(plan))
+    except RunError:
+        return []
+    return [str(item["key"]) for item in data["drift"]]
+
+
+def describe_gpu_watch(data: dict[str, Any]) -> list[str]:
+    from roles.ollama.watch import told
+
+    if not data:
+        return []
+    lines = [] if data.get("ok", True) else [f"the graphics card: {data.get('what', '')}"]
+    return lines + [f"the graphics card, {told(event)}" for event in data.get("events", [])[-3:]]
+
+
+def show(data: dict[str, Any]) -> None:
+    say(f"Box on {data['host']}, profile {data['profile']}, made by ownstack {data['kit_version']}")
+    say()
+    for service in data["services"]:
+        word = style("running", "green") if service["running"] else style(service["state"], "red")
+        ports = ", ".join(f"127.0.0.1:{port}" for port in service["ports"])
+        say(f"  {service['name']:<12} {word:<10} {ports:<18} {NETWORK[service['network']]}")
+    say()
+    for model in data["models"]:
+        say(f"  {model['use']:<12} {model['tag']}")
+    for name, work in data["work"].items():
+        if work.get("status") != "done":
+            say(f"  {describe_work(name, work)}")
+    if data["below_floor"]:
+        say(f"\n  below the security floor: {', '.join(data['below_floor'])}")
+    if data["pins_old"]:
+        say(f"\n  the pins were checked {data['pins_age_days']} days ago: look for a newer ownstack")
+    for line in data["hardware_changes"]:
+        say(f"\n  changed since the box was made: {line}; `ownstack plan` shows what that means")
+    if data["drifted"]:
+        say(f"\n  changed in Open WebUI: {', '.join(data['drifted'])}; `ownstack up` puts them back,")
+        say("  `[open_webui] user_owned = [...]` makes them yours")
+    for line in describe_gpu_watch(data["gpu_watch"]):
+        say(f"  {line}")
+    for line in data["absent_protections"]:
+        say(f"\n  {line}")
+
+
+def describe_work(name: str, work: dict[str, Any]) -> str:
+    """One line about something that goes on in the background."""
+    done, total = work.get("done"), work.get("total")
+    parts = [f"{name}: {work.get('status', 'going on')}"]
+    if done and total:
+        parts.append(f"{size(done)} of {size(total)}")
+        rate = work.get("rate")
+        if rate:
+            parts.append(f"{size(rate)}/s, {int((total - done) / rate / 60) + 1} min left")
+    if work.get("error"):
+        parts.append(str(work["error"].get("message", "")))
+    return ", ".join(parts)
+
+
+@click.command()
+@target_options
+def status(
+    host: str | None,
+    config_file: str | None,
+    sets: tuple[str, ...],
+    sudo_password_file: Path | None,
+    as_json: bool,
+    verbose: int,
+) -> int:
+    """Show what runs, where, how far each service may reach, and what is pending."""
+    settings = read_settings(config_file, sets, host=host)
+    with open_site(settings, sudo_password_file) as site:
+        data = gather(site)
+    stopped = [service["name"] for service in data["services"] if not service["running"]]
+    hint = "`ownstack start` starts them, `ownstack logs` shows why they ended"
+    error = RunError(f"not running: {', '.join(stopped)}", hint=hint, code="not-running") if stopped else None
+    if as_json:
+        emit_json("status", data, error)
+    else:
+        show(data)
+    return error.exit_code if error else 0

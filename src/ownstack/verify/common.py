@@ -1,0 +1,129 @@
+"""Checks that are alike for all services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..engine import units
+from ..engine.preflight import state_spec
+from ..plan import Plan, Service
+from .check import Check, Context, Outcome
+
+
+def services(plan: Plan) -> list[tuple[str, Service]]:
+    from roles import roles_of
+
+    return [(role.name, service) for role in roles_of(plan) for service in role.services(plan)]
+
+
+def _status(context: Context) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = context.step("box.state", **state_spec(context.plan.layout))["services"]
+    return found
+
+
+def _runs(service: Service) -> Callable[[Context], Outcome]:
+    def run(context: Context) -> Outcome:
+        now = _status(context).get(service.name, {})
+        measured = f"{now.get('state', 'not known')}, {'enabled' if now.get('enabled') else 'not enabled'}"
+        good = now.get("active") and now.get("enabled")
+        return (Outcome.ok if good else Outcome.failed)(measured, pid=now.get("pid"), restarts=now.get("restarts"))
+
+    return run
+
+
+def _listens(service: Service) -> Callable[[Context], Outcome]:
+    def run(context: Context) -> Outcome:
+        found = context.step("box.ports")["listening"]
+        mine = [item for item in found if item["port"] in service.ports]
+        missing = [port for port in service.ports if port not in {item["port"] for item in mine}]
+        open_to = sorted({item["address"] for item in mine if item["address"] not in ("127.0.0.1", "::1")})
+        if open_to:
+            return Outcome.failed(f"listens on {', '.join(open_to)}: others on the network can reach it")
+        if missing:
+            return Outcome.failed(f"nothing listens on {', '.join(map(str, missing))}")
+        return Outcome.ok(f"listens on 127.0.0.1 only: {', '.join(map(str, service.ports))}", ports=list(service.ports))
+
+    return run
+
+
+def nothing_else(context: Context) -> Outcome:
+    """No other port is held open to the network by one of the box's accounts."""
+    plan = context.plan
+    if not plan.system:
+        return Outcome.skipped("all services run under the user's own account: its other programs cannot be told apart")
+    planned = {port for _, service in services(plan) for port in service.ports}
+    mine = {int(context.host.user(plan.account(service.name)).uid) for _, service in services(plan)}
+    found = context.step("box.ports")["listening"]
+    open_to = [
+        f"{item['address']}:{item['port']}"
+        for item in found
+        if item["uid"] in mine and item["address"] not in ("127.0.0.1", "::1")
+    ]
+    extra = sorted({item["port"] for item in found if item["uid"] in mine} - planned)
+    if open_to:
+        return Outcome.failed(f"the box's services listen openly on {', '.join(open_to)}")
+    return Outcome.ok(f"{len(planned)} planned ports, {len(extra)} more of their children on loopback", extra=extra)
+
+
+def secret_modes(context: Context) -> Outcome:
+    folder = context.plan.layout.secrets
+    names = [secret.name for secret in context.plan.secrets]
+    wrong = []
+    if context.host.file(folder).mode != 0o700:
+        wrong.append(f"{folder} is {context.host.file(folder).mode:04o}")
+    for name in names:
+        file = context.host.file(f"{folder}/{name}")
+        if not file.exists:
+            wrong.append(f"{name} is missing")
+        elif file.mode != 0o600:
+            wrong.append(f"{name} is {file.mode:04o}")
+    if wrong:
+        return Outcome.failed("; ".join(wrong))
+    return Outcome.ok(f"{len(names)} secrets, all 0600 in a folder 0700", count=len(names))
+
+
+def configuration(context: Context) -> Outcome:
+    """What runs was started with the planned configuration."""
+    status = _status(context)
+    from roles import roles_of
+
+    stale = []
+    for role in roles_of(context.plan):
+        for service in role.services(context.plan):
+            wanted = units.fingerprint(context.plan, service, role.files(context.plan))
+            if status.get(service.name, {}).get("recorded") != wanted:
+                stale.append(service.name)
+    if stale:
+        return Outcome.failed(f"{', '.join(stale)} runs with other configuration than planned")
+    return Outcome.ok(f"{len(status)} services run with the planned configuration")
+
+
+def below_floor(context: Context) -> Outcome:
+    low = [f"{a.name} {a.version}" for role in context.plan.roles for a in role.artifacts if a.below_floor]
+    if low:
+        return Outcome.ok(f"as planned for this network, below the security floor: {', '.join(low)}", below=low)
+    return Outcome.ok("no program is below its security floor", below=[])
+
+
+def checks(plan: Plan) -> list[Check]:
+    again = "run `ownstack up`: it puts back what is planned"
+    found: list[Check] = []
+    for role, service in services(plan):
+        slug = service.name.replace("_", "-")
+        found.append(
+            Check(
+                f"{slug}-runs",
+                f"{service.name} runs and starts by itself",
+                _runs(service),
+                f"`ownstack logs {role}` shows why",
+                role,
+            )
+        )
+        found.append(
+            Check(f"{slug}-loopback", f"{service.name} listens on loopback only", _listens(service), again, role)
+        )
+    found.append(Check("no-open-ports", "no other port is open to the network", nothing_else, again, "base"))
+    found.append(Check("secret-modes", "secrets can be read by root only", secret_modes, again, "base"))
+    found.append(Check("configuration", "services run with the planned configuration", configuration, again, "base"))
+    found.append(Check("floors", "versions against security floors", below_floor, "`ownstack plan` says why", "base"))
+    return found

@@ -1,0 +1,110 @@
+"""Running checks: the same ones for `ownstack verify` and for the tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OwnstackError
+from ..plan import Plan
+from .check import Check, Outcome
+
+if TYPE_CHECKING:
+    from ..engine.session import Session
+
+
+class LiveContext:
+    """A check's view of a real box."""
+
+    def __init__(self, plan: Plan, session: Session) -> None:
+        from .backend import testinfra_host
+
+        self.plan = plan
+        self.session = session
+        self.host = testinfra_host(session)
+        self._kept: dict[str, dict[str, Any]] = {}
+
+    def step(self, name: str, **spec: Any) -> dict[str, Any]:
+        """Run a runner step; the same question is asked once in a run."""
+        key = f"{name} {sorted(spec.items())!r}"
+        if key not in self._kept:
+            self._kept[key] = self.session.step(name, spec)
+        return self._kept[key]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    check: Check
+    outcome: Outcome
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.check.id,
+            "role": self.check.role,
+            "title": self.check.title,
+            "status": self.outcome.status,
+            "measured": self.outcome.measured,
+            "values": self.outcome.values,
+            "hint": self.hint,
+            "seconds": round(self.seconds, 2),
+        }
+
+    @property
+    def hint(self) -> str:
+        if self.outcome.status in ("ok", "skipped"):
+            return ""
+        return self.outcome.hint or self.check.hint
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    results: tuple[CheckResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Green: every check holds. Amber is not green."""
+        return all(result.outcome.status in ("ok", "skipped") for result in self.results)
+
+    def failed(self) -> list[CheckResult]:
+        return [result for result in self.results if result.outcome.status in ("amber", "failed")]
+
+
+def all_checks(plan: Plan) -> list[Check]:
+    from roles import roles_of
+
+    from .common import checks as common
+
+    found = common(plan)
+    for role in roles_of(plan):
+        if role.name != "base":
+            found += role.checks.checks(plan)
+    return found
+
+
+def run_check(check: Check, context: Any) -> CheckResult:
+    """Run one check; a check that breaks has failed, with the reason."""
+    began = time.monotonic()
+    try:
+        outcome = check.run(context)
+    except OwnstackError as error:
+        outcome = Outcome.failed(error.message, error.hint)
+    except Exception as error:
+        outcome = Outcome.failed(f"the check itself broke: {type(error).__name__}: {error}")
+    return CheckResult(check, outcome, time.monotonic() - began)
+
+
+def verify(plan: Plan, session: Session, tell: Callable[[CheckResult], None] = lambda result: None) -> VerifyReport:
+    """Run all checks of the plan on the session's host."""
+    from ..engine import units
+
+    session.layout_runner = units.runner_python(plan)
+    context = LiveContext(plan, session)
+    results = []
+    for check in all_checks(plan):
+        result = run_check(check, context)
+        tell(result)
+        results.append(result)
+    return VerifyReport(tuple(results))
