@@ -1,0 +1,65 @@
+"""A box that stands on a host which only remembers: for commands that talk to a box."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import ownstack.cli
+from ownstack.cli.site import Site
+from ownstack.hardware.report import HardwareReport
+from ownstack.settings import Settings
+from ownstack.state import BoxState
+from tests.plan.fake import FakeSession, Seen, bare
+from tests.unit import machines
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "box.logs": {"text": "one\ntwo\n"},
+    "open_webui.drift": {"drift": []},
+    "ollama.list": {"models": [{"name": "mine:latest", "size": 10**9, "digest": "sha256:1"}]},
+}
+
+
+def runner(command: str) -> list[str] | None:
+    found = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
+    if found:
+        return [json.dumps({"event": "result", "changed": True, "data": ANSWERS.get(found[1], {})})]
+    return bare(command)
+
+
+class Box:
+    """What the commands find: hardware, state, and what they did to the host."""
+
+    def __init__(self) -> None:
+        self.report: HardwareReport = machines.report("bare-server")
+        self.state: BoxState = machines.box(machines.plan(self.report))
+        self.sources = machines.sources()
+        self.running = True
+        self.seen = Seen()
+
+    @contextlib.contextmanager
+    def open(self, settings: Settings, *_: Any) -> Iterator[Site]:
+        names = [service["name"] for service in (self.state.manifest or {}).get("services", [])]
+        now = {"active": self.running, "state": "active", "enabled": True, "pid": 7}
+        state = self.state.model_copy(update={"services": {name: dict(now) for name in names}})
+        with FakeSession(runner) as session:
+            self.seen = session.seen
+            session.layout_runner = "/opt/ownstack/base/current/runner"
+            yield Site(settings, session, self.report, machines.data(), state, self.sources)
+
+
+def stand(monkeypatch: pytest.MonkeyPatch) -> Box:
+    """Let every command find this box."""
+    box = Box()
+    names = [module.name for module in pkgutil.iter_modules(ownstack.cli.__path__) if module.name != "site"]
+    for loaded in [importlib.import_module(f"ownstack.cli.{name}") for name in names]:
+        if hasattr(loaded, "open_site"):
+            monkeypatch.setattr(loaded, "open_site", box.open)
+    return box

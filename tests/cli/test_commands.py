@@ -1,0 +1,460 @@
+"""All commands: exit codes, one JSON envelope on success and on failure, and nothing done unasked."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ownstack.cli import COMMANDS, run
+from ownstack.cli.output import colour
+from ownstack.cli.up import how_to_open
+from ownstack.engine import carry
+from ownstack.state import BoxState
+from ownstack.verify.check import Check, Outcome
+from tests.cli.standing import ANSWERS, Box, stand
+from tests.unit import machines
+
+ROOT = Path(__file__).parents[2]
+# commands that work on a box, with what they need to succeed on one that stands
+ON_A_BOX: dict[str, list[str]] = {
+    "plan": [],
+    "up": ["--yes"],
+    "verify": [],
+    "status": [],
+    "open": ["--no-browser"],
+    "logs": [],
+    "start": [],
+    "stop": ["qdrant"],
+    "restart": [],
+    "models": [],
+    "password": [],
+    "down": ["--yes"],
+}
+ANYWHERE: dict[str, list[str]] = {
+    "detect": ["--from", str(machines.PROBES / "bare-server.json")],
+    "config": [],
+    "init": ["--yes"],
+}
+
+# they have files of their own
+OWN_TESTS = {"fit", "bench"}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings file and no terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for name in [name for name in os.environ if name.startswith("OWNSTACK_")]:
+        monkeypatch.delenv(name)
+    colour.cache_clear()
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
+    """A box whose checks all hold."""
+    file = tmp_path / "carried"
+    file.write_bytes(b"carried")
+    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    checks(monkeypatch, Outcome.ok("as planned"))
+    return stand(monkeypatch)
+
+
+def checks(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    one = Check("thing-runs", "the thing runs", lambda context: outcome, "`ownstack logs thing` shows why", "thing")
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The one envelope on stdout."""
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert set(answer) == {"schema", "ok", "data", "error"}
+    return answer
+
+
+# -- the envelope ---------------------------------------------------------------------------------
+
+
+def test_the_lists_of_this_file_name_every_command() -> None:
+    assert {*ON_A_BOX, *ANYWHERE, "completion"} == set(COMMANDS) - OWN_TESTS
+
+
+@pytest.mark.parametrize("command", [*ON_A_BOX, *ANYWHERE])
+def test_success_is_one_envelope(command: str, box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {**ON_A_BOX, **ANYWHERE}[command]
+    assert run([command, *arguments, "--json"]) == 0
+    answer = told(capsys)
+    assert (answer["schema"], answer["ok"], answer["error"]) == (f"ownstack/{command}/1", True, None)
+    assert answer["data"]
+
+
+@pytest.mark.parametrize("command", [*ON_A_BOX, *ANYWHERE])
+def test_failure_is_one_envelope_too(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "ownstack.toml").write_text("uze = 'chat'\n")
+    assert run([command, *{**ON_A_BOX, **ANYWHERE}[command], "--json"]) == 2
+    answer = told(capsys)
+    assert (answer["schema"], answer["ok"], answer["data"]) == (f"ownstack/{command}/1", False, None)
+    assert answer["error"]["hint"]
+    if command == "init":
+        assert "exists" in answer["error"]["message"]
+        assert (tmp_path / "ownstack.toml").read_text() == "uze = 'chat'\n"
+    else:
+        assert "ownstack.toml: unknown setting `uze`" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("command", [*ON_A_BOX, *ANYWHERE])
+def test_a_wrong_option_is_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--json", "--nonsense"]) == 2
+    answer = told(capsys)
+    assert answer["error"]["code"] == "usage"
+    assert "--nonsense" in answer["error"]["message"]
+
+
+# -- exit codes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ON_A_BOX)
+def test_4_where_the_host_cannot_be_reached(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        host = f"nobody@127.0.0.1:{held.getsockname()[1]}"
+        code = run([command, *ON_A_BOX[command], "--json", "--host", host, "--set", 'roles=["qdrant"]'])
+    answer = told(capsys)
+    assert (code, answer["error"]["code"]) == (4, "unreachable")
+    assert host in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("command", [name for name in ON_A_BOX if name not in ("plan", "up")])
+def test_1_where_no_box_stands(command: str, box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.state = BoxState()
+    assert run([command, *ON_A_BOX[command], "--json"]) == 1
+    answer = told(capsys)
+    assert answer["error"]["code"] == "no-box"
+    assert "`ownstack up`" in answer["error"]["hint"]
+
+
+@pytest.mark.parametrize("command", ["plan", "up"])
+def test_3_where_nothing_fits(command: str, box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.report, box.state = machines.report("alpine-nothing"), BoxState()
+    assert run([command, *ON_A_BOX[command], "--json"]) == 3
+    assert told(capsys)["error"]["code"] == "unsupported"
+    box.report = machines.report("driver-mismatch")
+    assert run([command, *ON_A_BOX[command], "--json"]) == 3
+    assert told(capsys)["error"]["code"] == "HW-NVIDIA-DRIVER-MISMATCH"
+    assert box.seen.files == []
+
+
+@pytest.mark.parametrize("outcome", [Outcome.failed("it is gone"), Outcome.amber("not yet", "wait")])
+@pytest.mark.parametrize("command", ["verify", "up"])
+def test_1_where_a_check_does_not_hold(
+    command: str, outcome: Outcome, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks(monkeypatch, outcome)
+    assert run([command, *ON_A_BOX[command], "--json"]) == 1
+    answer = told(capsys)
+    assert (answer["ok"], answer["error"]["code"]) == (False, "checks-failed")
+    assert "thing-runs" in answer["error"]["message"]
+    assert answer["error"]["hint"] == (outcome.hint or "`ownstack logs thing` shows why")
+    found = answer["data"]["verify"] if command == "up" else answer["data"]
+    assert found["checks"][0]["measured"] == outcome.measured
+    assert run([command, *ON_A_BOX[command]]) == 1
+    assert "thing-runs" in capsys.readouterr().out
+
+
+def test_a_check_that_breaks_has_failed_with_its_reason(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(context: Any) -> Outcome:
+        raise ValueError("of its own")
+
+    one = Check("broken", "breaks", broken)
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+    assert run(["verify", "--json"]) == 1
+    (result,) = told(capsys)["data"]["checks"]
+    assert result["status"] == "failed"
+    assert "ValueError: of its own" in result["measured"]
+
+
+def test_status_is_1_where_a_service_does_not_run(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 0
+    assert "running" in capsys.readouterr().out
+    box.running = False
+    assert run(["status", "--json"]) == 1
+    answer = told(capsys)
+    assert answer["error"]["code"] == "not-running"
+    assert not any(service["running"] for service in answer["data"]["services"])
+
+
+def test_status_names_what_drifted_and_old_pins(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "changed in Open WebUI" not in said
+    found = {"drift": [{"key": "openai.enable", "planned": False, "found": True}]}
+    monkeypatch.setitem(ANSWERS, "open_webui.drift", found)
+    checked = machines.data().floors.checked
+    for days, old in ((30, False), (31, True)):
+        now = checked + datetime.timedelta(days=days)
+        today = SimpleNamespace(date=SimpleNamespace(today=functools.partial(lambda day: day, now)))
+        monkeypatch.setattr("ownstack.cli.status.datetime", today)
+        assert run(["status"]) == 0
+        said = capsys.readouterr().out
+        assert "openai.enable" in said
+        assert ("look for a newer ownstack" in said) == old
+
+
+def test_10_where_changes_are_pending(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--exit-code", "--json"]) == 10
+    answer = told(capsys)
+    assert answer["ok"]
+    assert answer["data"]["changed"] == len(answer["data"]["changes"]) > 0
+    assert box.seen.files == []
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_130_where_it_was_interrupted(
+    as_json: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ownstack.cli.config.read_settings", interrupted)
+    assert run(["config", *as_json]) == 130
+    if as_json:
+        assert told(capsys)["error"]["code"] == "interrupted"
+    else:
+        assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("plann", "plan"), ("verfy", "verify"), ("stats", "status"), ("passwort", "password")]
+)
+def test_an_unknown_command_is_named_with_the_nearest(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([word]) == 2
+    seen = capsys.readouterr()
+    assert f"there is no command {word!r}. Did you mean `{near}`?" in seen.err
+    assert seen.out == ""
+
+
+def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    seen = capsys.readouterr()
+    assert "Usage: ownstack" in seen.err
+    assert "error" not in seen.err.split("Options:")[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--out", "/nowhere/plan.json"],
+        ["init", "--yes", "--config", "/nowhere/box.toml"],
+        ["up", "--yes", "--plan", "/nowhere/plan.json"],
+        ["detect", "--from", "/nowhere/probe.json"],
+        ["detect", "--from", str(machines.PROBES / "bare-server.json"), "--raw", "/nowhere/probe.json"],
+        ["status", "--config", "/nowhere/box.toml"],
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    arguments: list[str], box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    seen = capsys.readouterr()
+    assert "/nowhere/" in seen.err
+    assert "Traceback" not in seen.err
+
+
+# -- nothing is done unasked ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+@pytest.mark.parametrize("command", [["up"], ["down"], ["down", "--purge"], ["password", "--reset"]])
+def test_2_without_a_terminal_and_without_yes(
+    command: list[str], as_json: list[str], box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, *as_json]) == 2
+    seen = capsys.readouterr()
+    assert "`--yes`" in seen.out + seen.err
+    assert box.seen.files == []
+    assert not [text for text in box.seen.commands if "--json" in text or "rm -rf" in text]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 130), ("\n", 130), ("", 130)])
+def test_with_a_terminal_it_asks(
+    answer: str, code: int, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    assert run(["down"]) == code
+    seen = capsys.readouterr()
+    assert "Will be removed" in seen.err
+    assert "Stays" in seen.err
+    assert bool([text for text in box.seen.commands if "rm -rf" in text]) == (code == 0)
+
+
+def test_down_lists_what_goes_and_what_stays(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["down", "--yes", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert any("/var/lib/ownstack" in line for line in data["kept"])
+    assert any("/etc/ownstack" in line for line in data["kept"])
+    assert run(["down", "--yes", "--json", "--purge"]) == 0
+    data = told(capsys)["data"]
+    assert data["kept"] == []
+    assert any("/var/lib/ownstack" in line for line in data["removed"])
+
+
+def test_no_password_is_ever_printed(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["password"]) == 0
+    text = capsys.readouterr().out
+    assert "sudo cat /etc/ownstack/secrets/open_webui_admin_password" in text
+    assert run(["password", "n8n", "--json"]) == 0
+    assert [row["service"] for row in told(capsys)["data"]["accounts"]] == ["n8n"]
+
+
+def test_an_unknown_service_is_named_with_the_nearest(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["restart", "qdrannt"]) == 2
+    assert "did you mean `qdrant`?" in capsys.readouterr().err
+
+
+def test_addresses_work_from_where_the_user_sits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    made = machines.plan()
+    said = "\n".join(how_to_open(made))
+    assert "http://127.0.0.1:8080" in said
+    assert "ssh " not in said
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.1 22")
+    said = "\n".join(how_to_open(made))
+    assert re.search(r"`ssh -L 8080:127.0.0.1:8080 -L 5678:127.0.0.1:5678 \S+@192.0.2.1`", said)
+    away = made.model_copy(update={"host": made.host.model_copy(update={"target": "me@server"})})
+    said = "\n".join(how_to_open(away))
+    assert "ownstack open --host me@server" in said
+    assert "127.0.0.1" not in said
+
+
+def test_open_says_where_webhooks_are_when_the_port_is_taken_here(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = SimpleNamespace(wait=lambda: 0, terminate=lambda: None)
+    monkeypatch.setattr("ownstack.cli.open.tunnel", lambda target, forwards: ended)
+    monkeypatch.setattr("ownstack.cli.open.signal.signal", lambda *_: None)
+    for shift, told_so in ((0, False), (1000, True)):
+        monkeypatch.setattr("ownstack.cli.open.free_port", functools.partial(lambda by, port: port + by, shift))
+        assert run(["open", "--host", "me@server", "--no-browser"]) == 0
+        seen = capsys.readouterr()
+        assert seen.out.strip() == f"http://127.0.0.1:{8080 + shift}/"
+        assert ("http://127.0.0.1:6678/" in seen.err) == told_so
+
+
+# -- a reviewed plan ------------------------------------------------------------------------------
+
+
+def test_a_reviewed_plan_is_carried_out_as_it_is(box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    box.state = BoxState()
+    assert run(["plan", "--out", "plan.json", "--set", "qdrant.port=7333"]) == 0
+    capsys.readouterr()
+    assert run(["up", "--yes", "--plan", "plan.json", "--json"]) == 0
+    assert "7333" in box.seen.text()
+
+
+def test_a_plan_for_another_host_or_another_state_is_refused(
+    box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    standing, box.state = box.state, BoxState()
+    here = box.report
+    assert run(["plan", "--out", "plan.json"]) == 0
+    made = json.loads(Path("plan.json").read_text())
+
+    def refused(words: str) -> None:
+        capsys.readouterr()
+        assert run(["up", "--yes", "--plan", "plan.json"]) == 2
+        seen = capsys.readouterr()
+        assert words in seen.err
+        assert "plan --out FILE" in seen.err
+        assert box.seen.files == []
+
+    box.state = standing
+    refused("the box has changed since the plan was made")
+    box.state = BoxState()
+    box.report = machines.changed("bare-server", host={"machine_id_hash": "other", "hostname": "elsewhere"})
+    refused("was made for box, this is elsewhere")
+    box.report = machines.changed("bare-server", cpu={"model": "another"})
+    refused("the hardware has changed")
+    box.report = here
+    Path("plan.json").write_text(json.dumps({**made, "kit_version": "0.0.0"}))
+    refused("was made by version 0.0.0")
+    Path("plan.json").write_text(json.dumps({**made, "extra": 1}))
+    refused("is not a plan")
+    Path("plan.json").write_text("{")
+    refused("is not a plan")
+
+
+# -- help and completion --------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+@pytest.mark.parametrize("command", ["", *(name for name in COMMANDS if name not in OWN_TESTS)])
+def test_the_help_is_as_it_was_read_last(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run with OWNSTACK_TEST_SNAPSHOTS=1 to accept a change, and read it."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((100, 40)))
+    assert run([*filter(None, [command]), "--help"]) == 0
+    text = capsys.readouterr().out
+    path = GOLDEN / f"{command or 'ownstack'}.txt"
+    if ACCEPT:
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 100
+
+
+ACCEPT = os.environ.get("OWNSTACK_TEST_SNAPSHOTS")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "_OWNSTACK_COMPLETE" in script
+    assert "ownstack" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert run(["completion", "tcsh"]) == 2
+
+
+def test_completion_names_the_commands() -> None:
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT / "src"), "_OWNSTACK_COMPLETE": "bash_complete",
+        "COMP_WORDS": "ownstack st", "COMP_CWORD": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "from ownstack.cli import main; main([])"], env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert sorted(line.split(",")[1] for line in done.stdout.splitlines()) == ["start", "status", "stop"]
+
+
+def test_help_of_the_whole_imports_no_command() -> None:
+    code = (
+        "import sys; from ownstack.cli import run; run(['--help']);"
+        "print([m for m in sys.modules if m.startswith(('pyinfra', 'pydantic', 'rich', 'ownstack.cli.'))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['ownstack.cli.output']"

@@ -1,0 +1,112 @@
+"""Real hosts for the end-to-end tests. Everything they make is gone at the end of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts import Host, Network, Options, footprint, lab, purge
+from tests.hosts.commands import PATH, cache
+from tests.hosts.footprint import Footprint
+from tests.hosts.kit import Ownstack, wait_ready
+from tests.hosts.serve import FileServer, folder
+
+HERE = Path(__file__).parent
+NEEDED = ("mmdebstrap", "systemd-nspawn", "ip", "nft", "zstd", "ssh", "nsenter")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """The run's own bridge and address range."""
+    if os.geteuid() != 0:
+        pytest.skip("test hosts need root (network namespaces, overlay mounts, systemd-nspawn)")
+    missing = [name for name in NEEDED if shutil.which(name, path=PATH) is None]
+    if missing:
+        pytest.skip(f"test hosts need {', '.join(missing)}: run tests/hosts/prerequisites.sh")
+    purge()
+    with Network.open() as opened:
+        yield opened
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The lab as a box sees it: a mirror and a model registry on the bridge, and the kit with the lab's lock."""
+
+    lab: lab.Lab
+    files: FileServer
+    registry: FileServer
+
+    @property
+    def toml(self) -> str:
+        """Settings of a box that takes everything from the lab, and a chat model that it pulls from there."""
+        registry = self.registry.url.removeprefix("http://")
+        return (
+            f'[sources]\nmirror = "{self.files.url}"\n[ollama]\nregistry = "{registry}"\nregistry_insecure = true\n'
+            '[models]\nchat = "smollm2:135m-q8_0"\nembedding = "all-minilm:22m"\n'
+        )
+
+    def ownstack(self, host: Host) -> Ownstack:
+        return Ownstack(host, variables={"OWNSTACK_KIT": str(self.lab.kit)}, toml=self.toml)
+
+
+@pytest.fixture(scope="session")
+def mirror(network: Network) -> Iterator[Mirror]:
+    """Vendors' files in vendors' layouts and the language packages, served on the bridge."""
+    with tempfile.TemporaryDirectory(dir=cache().parent) as root:
+        built = lab.build(Path(root))
+        lab.languages(built)
+        lab.packages_of_n8n(built)
+        registry = lab.models(built, Path(root, "registry"))
+        with FileServer(folder(built.mirror), network.gateway) as files, registry.serve(network.gateway) as models:
+            yield Mirror(built, files, models)
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """A host on which `up` has run once, frozen.
+
+    `before` is the host as it was before; `first` what the first `up --json` said.
+    """
+
+    layer: Path
+    before: Footprint
+    first: dict[str, Any]
+
+    @contextlib.contextmanager
+    def clone(self, network: Network, name: str) -> Iterator[Host]:
+        """The same host once more, its services ready; what is done to it, is done to this clone alone."""
+        with Host(network, name, Options(lower=(self.layer,))) as host:
+            host.boot()
+            wait_ready(host)
+            yield host
+
+
+@pytest.fixture(scope="session")
+def debian12(network: Network, mirror: Mirror) -> Provisioned:
+    """A Debian 12 with the whole box, made over SSH as root; the one fresh install that most scenarios start from."""
+    host = Host(network, "debian12")
+    try:
+        host.boot()
+        before = footprint.take(host)
+        first = mirror.ownstack(host).json("up", "--yes", check=False)
+        if first is None:
+            raise RuntimeError(f"the first up failed: {mirror.ownstack(host)('up', '--yes', check=False).stderr}")
+        print(f"first up over SSH: {first['seconds']} s")
+        return Provisioned(host.freeze(), before, first)
+    except BaseException:
+        host.destroy()
+        raise

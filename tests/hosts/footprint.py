@@ -1,0 +1,56 @@
+"""What is on a host: files, accounts, units, packages, listening ports. Taken before and after, and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .host import Host
+
+# What any running system changes by itself: logs, caches, seeds, timestamps, the package manager's own books
+# (the list of packages is compared), and the backup copies that the account tools keep.
+VOLATILE = (
+    *("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib/apt", "/var/lib/dpkg"),
+    *("/var/lib/systemd", "/var/backups", "/root/.cache", "/etc/passwd-", "/etc/group-", "/etc/shadow-"),
+    *("/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock", "/etc/machine-id", "/etc/hosts"),
+    *("/etc/resolv.conf", "/etc/ld.so.cache"),
+)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Sets of lines; `differences` says what one has that the other has not."""
+
+    files: frozenset[str]
+    contents: frozenset[str]
+    accounts: frozenset[str]
+    groups: frozenset[str]
+    units: frozenset[str]
+    packages: frozenset[str]
+    ports: frozenset[str]
+
+    def differences(self, later: Footprint) -> list[str]:
+        """`+ kind: line` for what came, `- kind: line` for what went."""
+        found = []
+        for kind in (one.name for one in fields(self)):
+            before, after = getattr(self, kind), getattr(later, kind)
+            found += [f"+ {kind}: {line}" for line in sorted(after - before)]
+            found += [f"- {kind}: {line}" for line in sorted(before - after)]
+        return found
+
+
+def take(host: Host) -> Footprint:
+    """The footprint of a host now."""
+    prune = " -o ".join(f"-path {path}" for path in VOLATILE)
+
+    def lines(command: str) -> frozenset[str]:
+        return frozenset(host.output(command).splitlines())
+
+    return Footprint(
+        files=lines(f"find / -xdev \\( {prune} \\) -prune -o -printf '%p %y %m %u:%g %l\\n'"),
+        contents=lines(f"find /etc /usr/local -xdev \\( {prune} \\) -prune -o -type f -exec sha256sum {{}} +"),
+        accounts=lines("getent passwd"),
+        groups=lines("getent group"),
+        units=lines("systemctl list-unit-files --no-legend --plain | awk '$2 != \"transient\" {print $1, $2}'"),
+        packages=lines("dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n'"),
+        ports=lines("ss -Hltn | awk '{print $4}'"),
+    )

@@ -1,0 +1,42 @@
+"""The documentation is true: reference pages come from the code, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ownstack.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_reference_pages_are_what_the_code_says() -> None:
+    command = [sys.executable, "-m", "tools.reference_docs", "--check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"run tools/reference-docs\n{run.stdout}{run.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_exist(page: Path) -> None:
+    for name in re.findall(r"(?:\./|`|^    |\n)ownstack ([a-z]+)", page.read_text()):
+        assert name in COMMANDS, f"{page.name} names `ownstack {name}`"
+
+
+def test_readme_has_the_two_commands_of_the_first_screen() -> None:
+    screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
+    assert "./ownstack up --yes" in screen
+    assert "./tests/run" in screen
+    assert "WSL2" in screen

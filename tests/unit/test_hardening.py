@@ -1,0 +1,62 @@
+"""Every unit's exposure, as systemd's own judge has it: at most 2.0 of 10, on any machine and with any network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ownstack.engine import units
+from ownstack.plan import Plan
+from roles import roles_of
+from tests.unit import machines
+
+MOST = 2.0
+
+
+def exposure(unit: Path) -> float:
+    """`systemd-analyze security` over a unit file, without a running systemd. 0 is sealed, 10 is open."""
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed")
+    done = subprocess.run(
+        [tool, "security", "--offline=yes", "--no-pager", str(unit)], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
+    if found is None:
+        pytest.skip(f"this systemd-analyze judges no files: {done.stderr.strip()[-200:]}")
+    return float(found[1])
+
+
+def write(plan: Plan, folder: Path) -> list[Path]:
+    paths = []
+    for role in roles_of(plan):
+        for service in role.services(plan):
+            for file in units.unit_files(plan, service):
+                path = folder / Path(file.path).name
+                path.write_text(file.content)
+                paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("machine", ["bare-server", "rtx-4090", "rx-7900-xtx", "arc-b580-xe"])
+@pytest.mark.parametrize("network", ["closed", "lan", "internet"])
+def test_no_unit_is_more_exposed_than_promised(machine: str, network: str, tmp_path: Path) -> None:
+    names = ("qdrant", "ollama", "open_webui", "n8n")
+    plan = machines.plan(machine, {"network": dict.fromkeys(names, network)})
+    found = {path.name: exposure(path) for path in write(plan, tmp_path)}
+    print(network, machine, found)
+    assert set(found) == {f"ownstack-{name.replace('_', '-')}.service" for name in names}
+    assert {name: value for name, value in found.items() if value > MOST} == {}
+
+
+def test_the_judge_sees_a_missing_wall(tmp_path: Path) -> None:
+    (unit, *_) = write(machines.plan(flags={"roles": ["qdrant"]}), tmp_path)
+    sealed = exposure(unit)
+    walls = ("ProtectSystem=", "ProtectHome=", "PrivateDevices=", "CapabilityBoundingSet=", "SystemCallFilter=")
+    kept = [line for line in unit.read_text().splitlines() if not line.startswith(walls)]
+    unit.write_text("\n".join(kept) + "\n")
+    assert exposure(unit) > MOST > sealed

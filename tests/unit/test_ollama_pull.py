@@ -1,0 +1,198 @@
+"""What a pull takes over from the account that fetched it, its state file, and the engine's account of buffers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.runner import ollama, ollama_pull
+from ownstack.runner.core import StepError
+from ownstack.runner.ollama_api import parse
+from ownstack.runner.ollama_engine import PullEngine
+
+LOG = """
+time=T level=INFO msg="server config" env="map[OLLAMA_DEBUG_LOG_REQUESTS:false OLLAMA_HOST:http://127.0.0.1:1]"
+time=T level=INFO msg="Ollama cloud disabled: true"
+time=T level=INFO msg="starting llama-server" cmd="/x/llama-server --model /m/blobs/sha256-aaa --port 1"
+load_tensors:          CPU model buffer size =    43.48 MiB
+sched_reserve:        CPU compute buffer size =     8.01 MiB
+time=T level=INFO msg="starting llama-server" cmd="/x/llama-server --model /m/blobs/sha256-bbb --port 2"
+load_tensors: offloading output layer to GPU
+load_tensors: offloaded 31/31 layers to GPU
+load_tensors:   CPU_Mapped model buffer size =    28.69 MiB
+load_tensors:      Vulkan0 model buffer size =    92.10 MiB
+llama_kv_cache:    Vulkan0 KV buffer size =   180.00 MiB
+llama_context: Vulkan_Host  output buffer size =     0.19 MiB
+sched_reserve:    Vulkan0 compute buffer size =    21.51 MiB
+time=T level=INFO msg="starting llama-server" cmd="/x/llama-server --model /m/blobs/sha256-aaa --port 3"
+load_tensors:          CPU model buffer size =    10.00 MiB
+"""
+
+
+def test_buffers_are_those_of_the_last_load_of_these_weights() -> None:
+    found = ollama.buffers_of(LOG, "sha256-bbb")
+    assert found["offloaded"] == [31, 31]
+    assert found["buffers"]["Vulkan0"] == {"model": 96573850, "kv": 188743680, "compute": 22554870}
+    assert set(found["buffers"]) == {"CPU_Mapped", "Vulkan0", "Vulkan_Host"}
+    assert ollama.buffers_of(LOG, "sha256-aaa") == {"buffers": {"CPU": {"model": 10485760}}, "offloaded": None}
+    assert ollama.buffers_of(LOG, "sha256-ccc") == {"buffers": {}, "offloaded": None}
+    assert ollama.buffers_of(LOG, "") == {"buffers": {}, "offloaded": None}
+
+
+def blob(folder: Path, data: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / "blobs").mkdir(parents=True, exist_ok=True)
+    (folder / "blobs" / f"sha256-{digest}").write_bytes(data)
+    return {"digest": f"sha256:{digest}", "size": len(data), "mediaType": "application/vnd.ollama.image.model"}
+
+
+def fetched(folder: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    weights, config = blob(folder, b"weights"), blob(folder, b"{}")
+    config["mediaType"] = "application/vnd.docker.container.image.v1+json"
+    return json.dumps({"layers": [weights], "config": config}).encode(), weights, config
+
+
+def test_a_fetched_model_is_moved_into_the_store_whole(tmp_path: Path) -> None:
+    staging, store = tmp_path / "staging", tmp_path / "store"
+    store.mkdir()
+    manifest, weights, _ = fetched(staging)
+    found = ollama_pull.adopt(str(staging), manifest, str(store), parse("qwen3:14b"))
+    assert found == {"digest": hashlib.sha256(manifest).hexdigest(), "blob": weights["digest"]}
+    assert (store / "manifests/registry.ollama.ai/library/qwen3/14b").read_bytes() == manifest
+    assert (store / "blobs" / weights["digest"].replace(":", "-")).read_bytes() == b"weights"
+    assert list((staging / "blobs").iterdir()) == []
+
+
+def spoil_bytes(path: Path) -> None:
+    path.write_bytes(b"other")
+
+
+def spoil_link(path: Path) -> None:
+    secret = path.parents[2] / "secret"
+    path.rename(secret)  # the right bytes, but in a file that is not the puller's to give away
+    secret.chmod(0o600)
+    path.symlink_to(secret)
+
+
+def spoil_hard_link(path: Path) -> None:
+    os.link(path, path.parents[2] / "second")
+
+
+def spoil_absent(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_bytes, spoil_link, spoil_hard_link, spoil_absent])
+def test_what_is_not_what_it_says_is_not_taken(tmp_path: Path, spoil: Any) -> None:
+    staging, store = tmp_path / "staging", tmp_path / "store"
+    store.mkdir()
+    manifest, weights, _ = fetched(staging)
+    spoil(staging / "blobs" / weights["digest"].replace(":", "-"))
+    with pytest.raises(StepError):
+        ollama_pull.adopt(str(staging), manifest, str(store), parse("qwen3:14b"))
+    assert not (store / "manifests").exists()
+    assert not (store / "blobs" / weights["digest"].replace(":", "-")).exists()
+    if spoil is spoil_link:
+        assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../../etc/passwd", "sha256-x", "", "sha256:" + "A" * 64])
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, digest: str) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    manifest = json.dumps(
+        {
+            "layers": [{"digest": digest, "mediaType": "application/vnd.ollama.image.model"}],
+            "config": {"digest": digest},
+        }
+    )
+    with pytest.raises(StepError) as caught:
+        ollama_pull.adopt(str(tmp_path), manifest.encode(), str(store), parse("x:1"))
+    assert caught.value.code == "model-digest"
+
+
+@pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", b'{"layers": [], "config": {}}', b"\xff\xfe"])
+def test_a_manifest_of_no_known_kind_is_refused(tmp_path: Path, manifest: bytes) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with pytest.raises(StepError):
+        ollama_pull.adopt(str(tmp_path), manifest, str(store), parse("x:1"))
+
+
+def test_the_state_file_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ownstack.runner.ollama_pull.time.monotonic", lambda: now[0])
+    journal = ollama_pull.Journal(str(tmp_path / "pull-x.json"), "x:1", 1000)
+    journal.set(status="pulling")
+    for done in (0, 100, 200, 300):
+        journal.bytes(done, 1000)
+        now[0] += 2
+    state = json.loads((tmp_path / "pull-x.json").read_text())
+    assert (state["done"], state["total"], state["status"]) == (300, 1000, "pulling")
+    assert state["rate"] == pytest.approx(50)
+    assert state["eta_s"] == 14
+
+
+def test_a_pull_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
+    ollama_pull.Journal(str(tmp_path / "pull-x-1.json"), "x:1", None)
+    (state,) = ollama_pull.pulls({"run_dir": str(tmp_path)}, lambda event: None)["data"]["pulls"]
+    # this test's own process lives, but it is no pull
+    assert (state["alive"], state["status"]) == (False, "interrupted")
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(StepError) as caught:
+        ollama_pull._space({"models": str(tmp_path), "model": "x:1", "download_bytes": 10**18})
+    assert caught.value.code == "disk-full"
+    assert "GB free" in caught.value.message
+
+
+def test_a_moved_tag_is_refused_unless_accepted() -> None:
+    spec = {"model": "x:1", "digest": "a" * 64}
+    error = ollama_pull._moved(spec, "b" * 64)
+    assert error is not None
+    assert error.code == "model-digest"
+    assert ollama_pull._moved({**spec, "accept_moved": True}, "b" * 64) is None
+    assert ollama_pull._moved(spec, "a" * 64) is None
+    assert ollama_pull._moved({"model": "x:1", "digest": ""}, "b" * 64) is None
+
+
+def test_the_pulling_engine_gets_no_other_variables(tmp_path: Path) -> None:
+    spec = {"unit": "u", "manager": "supervisord", "program": "/bin/false", "run_dir": str(tmp_path)}
+    for environment in ({"LD_PRELOAD": "/x"}, {"HTTPS_PROXY": "http://p\nX=1"}):
+        with pytest.raises(StepError, match="takes no"):
+            PullEngine({**spec, "environment": environment}, str(tmp_path / "s")).__enter__()
+
+
+def test_a_link_in_place_of_the_staging_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s").symlink_to(tmp_path / "elsewhere")
+    spec = {"unit": "u", "manager": "supervisord", "program": "/bin/false", "run_dir": str(tmp_path)}
+    with pytest.raises(StepError, match="not a folder"):
+        PullEngine(spec, str(tmp_path / "s")).__enter__()
+
+
+NOW = {"digest": "n" * 64, "blob": "sha256:" + "b" * 64, "num_ctx": 4096}
+
+
+@pytest.mark.parametrize(
+    ("model", "pulled", "words"),
+    [
+        ({"digest": "", "num_ctx": 4096}, {}, ""),
+        ({"digest": "n" * 64, "num_ctx": 4096}, {}, ""),
+        ({"digest": "p" * 64, "num_ctx": 4096}, {"digest": "p" * 64, "blob": NOW["blob"]}, ""),
+        ({"digest": "p" * 64, "num_ctx": 4096}, {"digest": "q" * 64, "blob": NOW["blob"]}, "pulled as"),
+        ({"digest": "p" * 64, "num_ctx": 4096}, {"digest": "p" * 64, "blob": "sha256:c"}, "weights"),
+        ({"digest": "p" * 64, "num_ctx": 4096}, {}, "no record"),
+        ({"sha256": "c" * 64}, {}, "weights"),
+        ({"sha256": "b" * 64, "num_ctx": 8192}, {}, "context 4096, planned 8192"),
+    ],
+)
+def test_a_model_that_differs_is_told_in_words(model: dict[str, Any], pulled: dict[str, str], words: str) -> None:
+    reason = ollama.differs(model, NOW, pulled)
+    assert (words in reason) if words else reason == ""
