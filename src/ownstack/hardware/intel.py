@@ -63,11 +63,11 @@ def read_card(raw: RawProbe, row: tuple[str, ...], memory: Memory) -> Found:
 
 
 def is_integrated(address: str, known: Card | None, raw: RawProbe) -> bool:
-    """Integrated graphics sit at 00:02.0; a card never does. The table overrules a virtual machine's slots."""
+    """Integrated graphics (and their virtual functions) sit at 00:02; a card never does. The table overrules."""
     if known is not None:
         return known.integrated
     local = any(r[0].startswith(("tile", "lmem")) for r in raw.rows("gpu", address) if r)
-    return address.endswith(":00:02.0") and not local
+    return ":00:02." in address and not local
 
 
 def card_memory(raw: RawProbe, address: str, known: Card | None) -> Reading[int]:

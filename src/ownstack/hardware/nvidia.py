@@ -36,6 +36,8 @@ def read_nvidia(raw: RawProbe, memory: Memory) -> Found:
     signs = (("module", "nvidia"), ("dt", "tegra_release"), ("dev", "/dev/nvidia0"))
     seen = bool(cards) or any(raw.rows(*sign) for sign in signs)
     if raw.nvml is None and raw.smi is None:
+        if raw.rows("dev", "/dev/dxg") and raw.rows("nvlib") and not raw.nvml_error:
+            return [], [problem(raw, "HW-NVIDIA-UNREADABLE", "NVIDIA's library is there and was not asked")]
         return unread(raw, cards, memory) if seen or raw.nvml_error else ([], wsl_without_library(raw))
     if raw.nvml is not None and "error" not in raw.nvml:
         try:
@@ -320,7 +322,8 @@ def jetson_bandwidth(name: str, memory: Memory) -> Reading[float]:
 def is_integrated(name: str, raw: RawProbe) -> bool:
     """Known parts that share the machine's RAM; never concluded from an error code alone."""
     names = support()["nvidia"]["integrated"]
-    if any(word.lower() in name.lower() for word in names):
+    # whole words: a GB100 is a card with memory of its own, a GB10 is not
+    if any(re.search(rf"\b{word}\b", name, re.IGNORECASE) for word in names):
         return True
     # a Jetson's own part is not on the bus (or named above); a card that was put in is
     return bool(raw.rows("dt", "tegra_release")) and not any(row[1:2] == ("0x10de",) for row in raw.rows("pci"))

@@ -104,6 +104,36 @@ def test_a_card_put_into_a_jetson_board_keeps_its_own_memory() -> None:
     assert "Jetson" not in gpu.why
 
 
+@pytest.mark.parametrize(("name", "shared"), [("NVIDIA GB10", True), ("NVIDIA GB100", False), ("NVIDIA GB102", False)])
+def test_a_part_is_known_by_its_whole_name(name: str, shared: bool) -> None:
+    raw = probe("rtx-4090")
+    assert raw.nvml is not None
+    device = raw.nvml["devices"][0] | {"name": name, "memory": {"error": 3, "text": "Not Supported"}}
+    report = interpret(raw.model_copy(update={"nvml": raw.nvml | {"devices": [device]}, "smi": None}))
+    assert [gpu.kind for gpu in report.gpus] == (["unified"] if shared else [])
+    assert ids(report) == ([] if shared else ["HW-NVIDIA-MEMORY-UNKNOWN"])
+
+
+def test_a_gpu_shared_by_windows_that_was_not_asked_is_not_passed_over() -> None:
+    report = interpret(changed("wsl2-rtx-5080", nvml=None, smi=None, nvml_error=""))
+    assert "HW-NVIDIA-UNREADABLE" in [p.id for p in report.fatal]
+
+
+def test_the_virtual_functions_of_integrated_graphics_are_no_cards() -> None:
+    """SR-IOV of i915 on the host of virtual machines: 00:02.1 to 00:02.7, here of a part that no table knows."""
+    report = interpret(changed("bare-server", add=("pci\t0000:00:02.1\t0x8086\t0xffe7\t0x030000\ti915\tactive",)))
+    assert (report.gpus, report.fatal) == ((), ())
+    assert "integrated" in report.ignored_gpus[0].why
+
+
+@pytest.mark.parametrize("vendor", ["0x1414", "0x80ee", "0x1d0f", "0x1ab8", "0x18ca", "0x126f", "0x5853"])
+def test_displays_of_virtual_machines_and_servers_are_no_accelerators(vendor: str) -> None:
+    raw = changed("bare-server", ("pci\t",), (f"pci\t0000:00:0f.0\t{vendor}\t0x0111\t0x030000\t\tactive",))
+    report = interpret(raw)
+    assert (report.gpus, report.problems) == ((), ())
+    assert "computes nothing" in report.ignored_gpus[0].why
+
+
 def test_an_old_card_beside_a_good_one_is_named_and_left_out() -> None:
     report = interpret(changed("rtx-4090", add=("pci\t0000:05:00.0\t0x10de\t0x128b\t0x030000\t\tactive",)))
     assert [gpu.name for gpu in report.gpus] == ["NVIDIA GeForce RTX 4090"]
