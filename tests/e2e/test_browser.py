@@ -14,9 +14,6 @@ from tests.hosts.kit import Ownstack
 
 PICTURES = cache().parent / "pictures"
 
-# walks every menu of both pages: minutes, so with `tests/run --full`; the chat itself is asked in other files
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def ownstack(network: Network, debian12: Provisioned, mirror: Mirror) -> Iterator[Ownstack]:

@@ -16,10 +16,6 @@ from tests.hosts.kit import Ownstack
 from tests.hosts.registry import Registry
 from tests.hosts.serve import Answer, FileServer
 
-# The registry here is throttled, and the engine's own resume after the reboot can stall for minutes on a busy
-# machine: only with `tests/run --full`, until that is understood.
-pytestmark = pytest.mark.slow
-
 CHAT = "smollm2:135m-q8_0"
 SLOW = 500_000  # bytes a second of each connection; the engine fetches in two
 

@@ -12,6 +12,7 @@ nft:nftables
 zstd:zstd
 busybox:busybox
 xz:xz-utils
+shellcheck:shellcheck
 ssh:openssh-client
 ssh-keygen:openssh-client
 nsenter:util-linux

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,25 @@ NOW = {"digest": "n" * 64, "blob": "sha256:" + "b" * 64, "num_ctx": 4096}
 def test_a_model_that_differs_is_told_in_words(model: dict[str, Any], pulled: dict[str, str], words: str) -> None:
     reason = ollama.differs(model, NOW, pulled)
     assert (words in reason) if words else reason == ""
+
+
+def test_an_engine_that_stops_before_the_end_has_fetched_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a shutdown, which ends the engine first: its answer then ends without an error."""
+    part: list[dict[str, Any]] = [{"status": "pulling manifest"}, {"digest": "d", "total": 9, "completed": 4}]
+    answers = iter([part, [*part, {"status": "success"}]])
+    monkeypatch.setattr("ownstack.runner.ollama_api.stream", lambda *_: iter(next(answers)))
+    starts: list[str] = []
+
+    @contextlib.contextmanager
+    def engine() -> Iterator[str]:
+        starts.append(json.loads((tmp_path / "pull-x.json").read_text())["status"])
+        yield "http://127.0.0.1:1"
+
+    journal = ollama_pull.Journal(str(tmp_path / "pull-x.json"), "x:1", None)
+    ollama_pull._fetch(engine, parse("x:1"), {"model": "x:1", "tag": "x:1", "retry_s": 0}, journal, lambda _: None)
+    assert starts == ["starting", "waiting"]
+    answers = iter([part] * ollama_pull.TRIES)
+    with pytest.raises(StepError, match="stopped before the end"):
+        ollama_pull._fetch(engine, parse("x:1"), {"model": "x:1", "tag": "x:1", "retry_s": 0}, journal, lambda _: None)

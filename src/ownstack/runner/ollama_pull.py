@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from . import ollama_api as api
@@ -27,9 +28,12 @@ from .ollama_engine import PullEngine
 from .served import resolve
 
 State = dict[str, Any]
+Engine = Callable[[], "contextlib.AbstractContextManager[str]"]
 ACTIVE = ("starting", "pulling", "checking", "switching", "waiting")
 # after these errors what was fetched is of no use; after others the next pull goes on where this one stopped
 USELESS = ("fetch-hash", "model-digest", "model-name", "model-unknown")
+# and these may pass by themselves
+AGAIN = ("registry-unreachable", "engine-refused", "engine-down")
 MANIFEST_BYTES = 1 << 20
 TRIES = 5
 SPARE = 1 << 30  # bytes of disk left free beside the model
@@ -131,7 +135,7 @@ def _bring(spec: Spec, journal: Journal, emit: Emit) -> dict[str, str]:
     source = api.mirrored(name, spec.get("registry", ""))
     if spec.get("via_api"):
         had = api.state(spec["url"], name.short)
-        _fetch(spec["url"], source, spec, journal, emit)
+        _fetch(lambda: contextlib.nullcontext(spec["url"]), source, spec, journal, emit)
         found = api.state(spec["url"], source.short) or {"digest": "", "blob": ""}
         problem = _moved(spec, found["digest"])
         if problem and not had:
@@ -142,8 +146,7 @@ def _bring(spec: Spec, journal: Journal, emit: Emit) -> dict[str, str]:
     _space(spec)
     staging = os.path.join(spec["models"], f".pull-{slug(spec['tag'])}")
     try:
-        with PullEngine(spec, staging) as url:
-            _fetch(url, source, spec, journal, emit)
+        _fetch(lambda: PullEngine(spec, staging), source, spec, journal, emit)
         with open_plain(os.path.join(staging, "models", "manifests", source.path)) as stream:
             manifest = stream.read(MANIFEST_BYTES)
         problem = _moved(spec, hashlib.sha256(manifest).hexdigest())
@@ -159,14 +162,15 @@ def _bring(spec: Spec, journal: Journal, emit: Emit) -> dict[str, str]:
     return found
 
 
-def _fetch(url: str, source: api.Name, spec: Spec, journal: Journal, emit: Emit) -> None:
-    """POST /api/pull with retries: a registry that is away for a moment does not end a pull of hours."""
+def _fetch(engine: Engine, source: api.Name, spec: Spec, journal: Journal, emit: Emit) -> None:
+    """POST /api/pull with retries: a registry or an engine that is away for a moment does not end a pull of hours."""
     for attempt in range(TRIES):
         try:
-            _fetch_once(url, source, spec, journal, emit)
+            with engine() as url:
+                _fetch_once(url, source, spec, journal, emit)
             return
         except StepError as error:
-            if error.code not in ("registry-unreachable", "engine-refused") or attempt == TRIES - 1:
+            if error.code not in AGAIN or attempt == TRIES - 1:
                 raise
             journal.set(status="waiting", what=f"{error.message}; trying again")
             time.sleep(float(spec.get("retry_s", 10)) * 2**attempt)
@@ -176,7 +180,9 @@ def _fetch_once(url: str, source: api.Name, spec: Spec, journal: Journal, emit: 
     parts: dict[str, tuple[int, int]] = {}
     body = {"model": source.short, "insecure": bool(spec.get("insecure")), "stream": True}
     journal.set(status="pulling", what="reading the manifest")
+    last = ""
     for event in api.stream(url, "/api/pull", body, f"pulling {spec['model']}"):
+        last = event.get("status", "")
         if event.get("total"):
             parts[event.get("digest", "")] = (event.get("completed", 0), event["total"])
             done = sum(part for part, _ in parts.values())
@@ -184,7 +190,9 @@ def _fetch_once(url: str, source: api.Name, spec: Spec, journal: Journal, emit: 
             journal.bytes(done, total)
             progress(emit, spec["tag"], done, total)
         else:
-            journal.set(what=event.get("status", ""))
+            journal.set(what=last)
+    if last != "success":  # an engine that is stopped, as at a shutdown, ends its answer without an error
+        raise StepError(f"pulling {spec['model']}: Ollama stopped before the end", hint=api.LOGS, code="engine-down")
     whole = sum(size for _, size in parts.values())
     journal.set(done=whole, total=whole, rate=None, eta_s=None)
 
