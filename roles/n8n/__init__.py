@@ -35,6 +35,7 @@ CONTENT_POLICY = "; ".join(
         "frame-src 'self' blob:",
     )
 )
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 LOOPBACK = ("127.0.0.1/32", "::1/128")
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10")
 
@@ -45,6 +46,11 @@ def url(plan: Plan) -> str:
 
 def env_path(plan: Plan) -> str:
     return f"{plan.layout.config(NAME)}/env"
+
+
+def gate_path(plan: Plan) -> str:
+    """The script that refuses foreign Host headers, loaded before n8n."""
+    return f"{plan.layout.config(NAME)}/gate.cjs"
 
 
 def entry(plan: Plan) -> str:
@@ -113,7 +119,11 @@ def files(plan: Plan) -> list[ConfigFile]:
         open_network=part.network == "internet",
         content_policy=CONTENT_POLICY,
     )
-    return [ConfigFile(path=env_path(plan), content=content, mode="0600")]
+    gate = render("n8n/gate.cjs.j2", hosts=[*LOCAL_NAMES, *part.settings.get("hosts", ())])
+    return [
+        ConfigFile(path=env_path(plan), content=content, mode="0600"),
+        ConfigFile(path=gate_path(plan), content=gate),
+    ]
 
 
 def services(plan: Plan) -> list[Service]:
@@ -123,11 +133,11 @@ def services(plan: Plan) -> list[Service]:
         Service(
             name=NAME,
             description="n8n, workflow automation (ownstack)",
-            command=(f"{plan.layout.current('node')}/bin/node", entry(plan), "start"),
+            command=(f"{plan.layout.current('node')}/bin/node", "--require", gate_path(plan), entry(plan), "start"),
             environment_files=(env_path(plan),),
             # n8n would read a file .env from here; the folder is its own
             working_directory=data,
-            requires=(env_path(plan), entry(plan)),
+            requires=(env_path(plan), gate_path(plan), entry(plan)),
             ports=(part.ports["port"], part.ports["broker_port"]),
             state_directory=data,
             writable=folders(plan, True),

@@ -22,13 +22,17 @@ def owner(context: Context) -> Outcome:
 
 
 def refuses(context: Context) -> Outcome:
-    answers = probe(context)["without_login"]
+    data = probe(context)
+    answers, foreign = data["without_login"], data["foreign_host"]
     open_paths = sorted(path for path, status in answers.items() if status != 401)
     if open_paths:
         return Outcome.failed(
             f"without sign-in n8n answers {', '.join(f'{p} {answers[p]}' for p in open_paths)}", **answers
         )
-    return Outcome.ok(f"{len(answers)} addresses refuse without sign-in (401)", **answers)
+    if foreign != 421:
+        return Outcome.failed(f"a foreign Host header gets {foreign}", foreign_host=foreign)
+    measured = f"{len(answers)} addresses refuse without sign-in (401); a foreign Host header is refused"
+    return Outcome.ok(measured, **answers, foreign_host=foreign)
 
 
 def key(context: Context) -> Outcome:

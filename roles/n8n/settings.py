@@ -37,6 +37,19 @@ class Settings(Frozen):
         "machine. The network policy has to allow them too.",
     )
 
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Further host names by which n8n may be asked, behind a proxy, or whose pages may call webhooks.",
+    )
+
+    @field_validator("hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name or not all(char.isascii() and (char.isalnum() or char in ".-:") for char in name):
+                raise ValueError(f"{name!r} is not a host name")
+        return tuple(name.lower() for name in value)
+
     @field_validator("allow_addresses")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:

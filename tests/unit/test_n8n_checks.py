@@ -19,6 +19,7 @@ PLAN = a_plan()
 PROBE = {
     "unclaimed": False,
     "without_login": {"/rest/workflows": 401, "/api/v1/workflows": 401},
+    "foreign_host": 421,
     "key_works": True,
     "api": 200,
     "key_fingerprint": "a" * 16,
@@ -49,6 +50,7 @@ def outcome(check: str, data: dict[str, Any], mode: int = 0o600) -> Outcome:
         ("n8n-owner", {**PROBE, "unclaimed": True}, "failed"),
         ("n8n-login-required", PROBE, "ok"),
         ("n8n-login-required", {**PROBE, "without_login": {"/rest/workflows": 200}}, "failed"),
+        ("n8n-login-required", {**PROBE, "foreign_host": 200}, "failed"),
         ("n8n-key", PROBE, "ok"),
         ("n8n-key", {**PROBE, "data_fingerprint": "b" * 16}, "failed"),
         ("n8n-key", {**PROBE, "recorded_fingerprint": "b" * 16}, "failed"),

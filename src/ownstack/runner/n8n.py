@@ -259,6 +259,7 @@ def probe(spec: Spec, emit: Emit) -> Result:
         "unclaimed": unclaimed(url),
         "without_login": {path: request("GET", url + path)[0] for path in paths},
         "page": request("GET", url + "/")[0],
+        "foreign_host": request("GET", url + "/", headers={"Host": "rebound.example"})[0],
         "key_works": has_key and key_works(url, read_secret(spec["secrets_dir"], API_KEY)),
         "api": api(url, spec["secrets_dir"], "GET", "/workflows?limit=1")[0] if has_key else 0,
     }
