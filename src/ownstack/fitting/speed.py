@@ -30,7 +30,8 @@ class Law:
     """How a family of devices decodes: share of the bus it reaches, fixed seconds a layer and a token.
 
     `band`: nine of ten measurements lie within this factor. `depth`: share of the bus at which the cache
-    is read (grouped heads). `prefill`: share of the FP16 rate that a prompt reaches, and its band.
+    is read (grouped heads), `mla` the same for latent caches. `prefill`: share of the FP16 rate that a
+    prompt reaches, and its band.
     """
 
     a: float
@@ -38,27 +39,28 @@ class Law:
     t0: float
     band: float
     depth: float = 0.7
+    mla: float = 0.2
     prefill: float = 0.35
     prefill_band: float = 1.8
 
 
 # family -> (dense, mixture of experts). NVIDIA families are compute capabilities; Apple's first generation
-# reaches less of its bus than the later ones. Fitted on public llama-bench tables; 6.x, 7.0, 8.0, 12.0, AMD's
-# and Intel's rest on few rows or on the neighbouring family, and have wider bands.
+# reaches less of its bus than the later ones. Fitted by tools/speed_laws.py on tests/fixtures/speed/rows.csv; 7.0
+# and 8.0 rest on the neighbouring family, mixtures of 6.1 to 9.0, of AMD and all of Intel on few rows or none.
 LAWS: dict[str, tuple[Law, Law]] = {
-    "8.9": (Law(0.92, 40e-6, 0.0008, 1.30), Law(0.92, 40e-6, 0.0010, 1.50)),
-    "8.6": (Law(0.89, 90e-6, 0.0, 1.35), Law(0.90, 60e-6, 0.0010, 1.50)),
+    "8.9": (Law(0.90, 70e-6, 0.0002, 1.30), Law(0.92, 40e-6, 0.0002, 1.60)),
+    "8.6": (Law(0.88, 100e-6, 0.0, 1.35), Law(0.90, 60e-6, 0.0010, 1.60)),
     "8.0": (Law(0.75, 100e-6, 0.0, 1.45), Law(0.75, 100e-6, 0.0010, 1.60)),
-    "9.0": (Law(0.68, 120e-6, 0.0, 1.35), Law(0.68, 120e-6, 0.0010, 1.60)),
-    "7.5": (Law(0.70, 50e-6, 0.0, 1.40), Law(0.70, 50e-6, 0.0010, 1.60)),
-    "7.0": (Law(0.70, 80e-6, 0.0, 1.50), Law(0.70, 80e-6, 0.0010, 1.70)),
-    "6.1": (Law(0.75, 60e-6, 0.0, 1.50), Law(0.70, 60e-6, 0.0010, 1.80)),
-    "12.0": (Law(0.88, 50e-6, 0.0008, 1.40), Law(0.88, 50e-6, 0.0010, 1.60)),
-    "12.1": (Law(0.80, 40e-6, 0.0, 1.30, depth=0.8), Law(1.00, 20e-6, 0.0036, 1.40, depth=0.8)),
-    "apple": (Law(0.80, 120e-6, 0.0, 1.40, prefill=0.60), Law(0.89, 160e-6, 0.0008, 1.50, prefill=0.50)),
-    "apple-1": (Law(0.60, 120e-6, 0.0, 1.50, prefill=0.60), Law(0.70, 160e-6, 0.0008, 1.60, prefill=0.50)),
-    "amd": (Law(0.80, 100e-6, 0.0010, 1.60, prefill=0.25), Law(0.90, 180e-6, 0.0010, 1.80, prefill=0.20)),
-    "intel": (Law(0.60, 150e-6, 0.0010, 1.90, prefill=0.20), Law(0.60, 200e-6, 0.0020, 2.00, prefill=0.15)),
+    "9.0": (Law(0.74, 140e-6, 0.0004, 1.35), Law(0.74, 140e-6, 0.0004, 1.60)),
+    "7.5": (Law(0.84, 50e-6, 0.0004, 1.50), Law(0.84, 50e-6, 0.0010, 1.70)),
+    "7.0": (Law(0.75, 80e-6, 0.0, 1.50), Law(0.75, 80e-6, 0.0010, 1.70)),
+    "6.1": (Law(0.44, 150e-6, 0.0010, 1.60), Law(0.44, 150e-6, 0.0010, 1.80)),
+    "12.0": (Law(0.96, 80e-6, 0.0, 1.40), Law(0.92, 50e-6, 0.0004, 1.60)),
+    "12.1": (Law(0.80, 50e-6, 0.0, 1.30, depth=0.8, mla=0.6), Law(1.00, 140e-6, 0.0, 1.40, depth=0.8, mla=0.6)),
+    "apple": (Law(0.86, 110e-6, 0.0, 1.40, prefill=0.60), Law(0.89, 170e-6, 0.0, 1.50, mla=0.08, prefill=0.50)),
+    "apple-1": (Law(0.70, 170e-6, 0.0026, 1.60, prefill=0.60), Law(0.70, 160e-6, 0.0008, 1.70, mla=0.08, prefill=0.50)),
+    "amd": (Law(0.86, 70e-6, 0.0003, 1.60, prefill=0.25), Law(0.80, 60e-6, 0.0008, 1.80, prefill=0.20)),
+    "intel": (Law(0.65, 120e-6, 0.0005, 1.90, prefill=0.20), Law(0.60, 200e-6, 0.0020, 2.00, prefill=0.15)),
     "software": (Law(0.20, 0.0, 0.0500, 4.00), Law(0.20, 0.0, 0.0500, 4.00)),
     "cpu": (Law(0.80, 40e-6, 0.0010, 1.60), Law(0.70, 60e-6, 0.0020, 1.80)),
 }
@@ -92,9 +94,9 @@ def cache_read(model: Model, s: Settings, past: int) -> int:
 
 
 def _depth(model: Model, law: Law) -> float:
-    """Share of the bus at which the cache is read: low for MLA and for heads that are not grouped."""
+    """Share of the bus at which the cache is read: low for heads that are not grouped."""
     if model.mla:
-        return 0.2
+        return law.mla
     layer = next((layer for layer in model.layers if layer.kv_k), model.layers[0])
     grouped = layer.heads_kv and layer.heads / layer.heads_kv >= 2
     return law.depth if grouped else 0.45
@@ -151,6 +153,13 @@ def family_of(vendor: str, name: str, compute_capability: str) -> str:
     return vendor
 
 
+def decode_seconds(model: Model, s: Settings, law: Law, bandwidth: float, past: int) -> float:
+    """Seconds a token takes on devices that hold the whole model."""
+    read = cache_read(model, s, past)
+    seconds = model.weights.active / (law.a * bandwidth) + read / (_depth(model, law) * bandwidth)
+    return seconds + len(model.layers) * law.layer + law.t0
+
+
 def decode(model: Model, s: Settings, e: Estimate, engine: Engine, past: int) -> Band:
     """Tokens a second while `past` tokens are in the context."""
     gpu, cpu = engine.law(bool(model.experts)), LAWS["cpu"][bool(model.experts)]
@@ -158,8 +167,7 @@ def decode(model: Model, s: Settings, e: Estimate, engine: Engine, past: int) ->
     active, layers, read = model.weights.active, len(model.layers), cache_read(model, s, past)
     seconds, band = 0.0, 1.0
     if share > 0:
-        seconds += active * share / (gpu.a * engine.bandwidth) + read * share / (_depth(model, gpu) * engine.bandwidth)
-        seconds += share * (layers * gpu.layer + gpu.t0)
+        seconds += share * decode_seconds(model, s, gpu, engine.bandwidth, past)
         band = gpu.band
     if share < 1:
         seconds += active * (1 - share) / (cpu.a * engine.ram_bandwidth)
