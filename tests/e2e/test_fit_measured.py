@@ -24,13 +24,17 @@ HUNDREDTH = 0.011 * MIB  # the log says hundredths of a MiB
 @pytest.fixture(scope="module")
 def longer(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bootstrap model, said to be trained for 32,768 tokens: the engine cuts a context to what the header says."""
-    data = bytearray(box.chat.read_bytes())
+    path = tmp_path_factory.mktemp("model") / "longer.gguf"
+    path.write_bytes(longer_header(box.chat.read_bytes()))
+    return path
+
+
+def longer_header(model: bytes) -> bytes:
+    data = bytearray(model)
     key = b"llama.context_length" + struct.pack("<I", 4)
     at = data.index(key) + len(key)
     data[at : at + 4] = struct.pack("<I", TRAINED)
-    path = tmp_path_factory.mktemp("model") / "longer.gguf"
-    path.write_bytes(data)
-    return path
+    return bytes(data)
 
 
 def predicted(file: Path, context: int) -> Row:
