@@ -13,6 +13,8 @@ import pytest
 from ownstack import choosing
 from ownstack.data import version_key
 from ownstack.errors import ConfigError, DetectionError, OwnstackError, UnsupportedError
+from ownstack.hardware.facts import load as load_probe
+from ownstack.hardware.interpret import interpret
 from ownstack.plan import Plan
 from ownstack.settings import load
 from ownstack.state import BoxState, SourceReport
@@ -392,3 +394,17 @@ def test_a_first_run_that_was_cut_off_binds_only_what_it_installed() -> None:
     assert not cut.has_data
     assert BoxState(manifest={"versions": versions}, services={"qdrant": {"recorded": "f"}}).has_data
     assert BoxState(manifest={"versions": versions, "installed": True}).versions() == versions
+
+
+def test_the_small_models_are_foreseen_on_a_software_gpu_where_a_setting_counts_it() -> None:
+    allowed = {"hardware.allow_software_gpu": True, "roles": ["ollama", "models"]}
+    told = load(allowed, None, {}).base.hardware.overrides()
+    seen = interpret(load_probe(machines.PROBES / "software-renderer.json"), told)
+    made = plan(seen, allowed, restricted())
+    assert made.engine == "vulkan"
+    (chat,) = [m for m in made.models if m.use == "chat"]
+    assert chat.predicted_gpu_bytes > 200 << 20
+    assert chat.gpu_layers == chat.layers
+    left_out = plan("software-renderer", {"roles": ["ollama", "models"]}, restricted())
+    assert left_out.engine == "cpu"
+    assert all(m.predicted_gpu_bytes == 0 for m in left_out.models)

@@ -33,7 +33,7 @@ def select(
     if kept is not None and not (kept.deferred is not None and not sources.models):
         return kept
     chosen = choose_models(report, wishes(settings), data.fit)
-    bootstrap = _bootstrap(report, data)
+    bootstrap = _bootstrap(report, data, settings)
     if sources.models:
         return _without_registry(chosen, bootstrap, sources, engine, url, existing)
     first = tuple(m for m in bootstrap if m.use == "bootstrap")
@@ -66,16 +66,18 @@ def wishes_digest(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _bootstrap(report: HardwareReport, data: Data) -> tuple[ModelChoice, ...]:
+def _bootstrap(report: HardwareReport, data: Data, settings: Settings) -> tuple[ModelChoice, ...]:
     """The models that come as artefacts: small, and there when no registry is."""
     found = []
+    hardware = settings.base.hardware
+    where = Wishes(allow_software_gpu=hardware.allow_software_gpu, cpu_only=hardware.cpu_only)
     for artifact in data.artifacts.get("models", []):
         about: dict[str, Any] = artifact["model"]
         use: ModelUse = "embedding" if about["use"] == "embedding" else "bootstrap"
         entry, _ = data.fit.catalogue.find(about["tag"])
         exact = about["quant"] in entry.quants
         name = f"{about['tag']}-{about['quant'].lower()}" if exact else about["tag"]
-        made = describe(data.fit, name, report, use=use, context=about["context"])
+        made = describe(data.fit, name, report, use=use, context=about["context"], wishes=where)
         own = {"tag": about["tag"], "name": about["tag"], "source": "artifact", "artifact": artifact["name"]}
         found.append(made.model_copy(update=own))
     return tuple(found)
