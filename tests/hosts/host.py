@@ -16,7 +16,7 @@ from typing import Literal
 from . import image
 from .commands import PATH, Result, environment, run
 from .network import Network, Uplink
-from .state import clear_host, control_groups, unmount
+from .state import clear_host, control_groups, end_group, unmount
 
 Sudo = Literal["free", "password", "none"]
 PASSWORD = "correct horse 42 ' battery"  # of the user `tester` where sudo asks for one
@@ -42,6 +42,7 @@ class Options:
     """What kind of host. `sudo` is what the user `tester` may do; root is always reachable by key.
 
     `lower` are layers of provisioned hosts (Host.freeze), topmost first: the clone keeps their identity.
+    `shared` are folders of this machine that the host sees under the same path, read-only.
     """
 
     suite: str = "bookworm"
@@ -49,6 +50,7 @@ class Options:
     locale: str = "C.UTF-8"
     sudo: Sudo = "free"
     lower: tuple[Path, ...] = ()
+    shared: tuple[Path, ...] = ()
 
 
 class Host:
@@ -122,6 +124,7 @@ class Host:
         with (self.folder / "console.log").open("ab") as log:
             self.process = subprocess.Popen(
                 ["sh", "-c", BOOT, "boot", *NSPAWN, f"--machine={self.name}", f"--directory={self.root}",
+                 *[f"--bind-ro={path}" for path in self.options.shared],
                  f"--network-namespace-path=/run/netns/{self.uplink.name}"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=variables,
             )  # fmt: skip
@@ -190,6 +193,13 @@ class Host:
         self.run("systemctl poweroff", check=False)
         if self.process is not None:
             self.process.wait(timeout_s)
+
+    def crash(self) -> None:
+        """Every process of the host ends at once, as when the power goes, and the host boots again."""
+        end_group(self.group)
+        if self.process is not None:
+            self.process.wait(10)
+        self.boot()
 
     def freeze(self) -> Path:
         """Shut down and turn what the host wrote into a layer for clones (`Options.lower`)."""

@@ -90,6 +90,18 @@ def test_directories(session: Session, plan: Plan, tmp_path: Path) -> None:
     assert mode(tmp_path / "closed") == 0o700
 
 
+def test_a_deep_folder_changes_hands_with_all_that_is_in_it(session: Session, plan: Plan, tmp_path: Path) -> None:
+    inner = tmp_path / "data/deep/file"
+    inner.parent.mkdir(parents=True)
+    inner.touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch()
+    inner.with_name("link").symlink_to(elsewhere)
+    wanted = [Directory(f"{tmp_path}/data", "0700", "nobody", "daemon", deep=True)]
+    changes_once(session, plan, lambda: operations.directories(name="f", wanted=wanted))
+    assert (inner.owner(), inner.group(), elsewhere.owner()) == ("nobody", "daemon", "root")
+
+
 def test_config_files(session: Session, plan: Plan, tmp_path: Path) -> None:
     path = tmp_path / 'it\'s "one" $file.conf'
     wanted = [

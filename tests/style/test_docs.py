@@ -12,6 +12,7 @@ import pytest
 from ownstack.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -40,3 +41,17 @@ def test_readme_has_the_two_commands_of_the_first_screen() -> None:
     assert "./ownstack up --yes" in screen
     assert "./tests/run" in screen
     assert "WSL2" in screen
+
+
+def test_the_guarantees_name_tests_that_exist() -> None:
+    text = (ROOT / "docs/reference/guarantees.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+    assert len(rows) > 15
+    for row in rows:
+        named = NAMED.findall(row)
+        assert named, f"no test shows: {row.split('|')[1]}"
+        assert row.count("::") == len(named), f"a name that is none: {row}"
+        for file, name in named:
+            path = ROOT / file
+            assert path.is_file(), f"{file} is named and not there"
+            assert f"\ndef {name}(" in path.read_text(), f"{file} has no {name}"

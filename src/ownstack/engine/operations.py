@@ -27,10 +27,13 @@ Commands = Generator[StringCommand | FileUploadCommand, None, None]
 
 @dataclass(frozen=True)
 class Directory:
+    """A folder. With `deep` all that is in it changes hands with it: accounts may come back with other numbers."""
+
     path: str
     mode: str = "0755"
     owner: str = ""
     group: str = ""
+    deep: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ def directories(wanted: list[Directory]) -> Commands:
             yield StringCommand("mkdir", "-p", "-m", _mode(item.mode), QuoteString(item.path))
         if not _owned(item, now):
             noop = False
-            yield StringCommand("chown", "-h", QuoteString(_owner(item)), QuoteString(item.path))
+            # with -R the folder itself comes last, so that a run that was cut off is noticed
+            option = "-Rh" if item.deep and now["kind"] == "directory" else "-h"
+            yield StringCommand("chown", option, QuoteString(_owner(item)), QuoteString(item.path))
         if now["mode"] != _mode(item.mode):
             noop = False
             yield StringCommand("chmod", _mode(item.mode), QuoteString(item.path))

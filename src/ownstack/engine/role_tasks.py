@@ -28,7 +28,7 @@ def configure(plan: Plan, role: Role) -> None:
     folders = [Directory(plan.layout.config(role.name))]
     for service in services:
         account = plan.account(service.name)
-        folders.append(Directory(service.state_directory, "0700", account, account))
+        folders.append(Directory(service.state_directory, "0700", account, account, deep=True))
     operations.directories(name=f"{role.title}: folders", wanted=folders)
     plain = [f for f in files if not f.secret]
     plain += [f for service in services for f in units.unit_files(plan, service)]
