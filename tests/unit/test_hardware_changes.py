@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from ownstack.cli import status
 from ownstack.cli.plan import hardware_changes
+from ownstack.errors import DetectionError
 from ownstack.hardware.facts import load
 from ownstack.hardware.interpret import interpret
 from tests.fixtures.machines import PROBES
@@ -37,3 +39,19 @@ def test_nothing_is_said_where_nothing_changed_or_no_box_stands() -> None:
     made: Any = SimpleNamespace(models=models("x"))
     assert hardware_changes(site("rtx-4070"), made) == []
     assert hardware_changes(site("rtx-4090", stands=False), made) == []
+
+
+def test_status_says_how_many_models_would_change_and_makes_no_plan_for_nothing() -> None:
+    made = site("rtx-4090")
+    made.plan = lambda: SimpleNamespace(models=models("c", "d"))
+    (line,) = status.hardware_changes(made, made.recorded_plan())
+    assert line == "RTX 4070 12 GB replaced by RTX 4090 24 GB: 2 models would change"
+
+    def refused() -> Any:
+        raise DetectionError("the card cannot be read", hint="look", code="HW-NVIDIA-LOST")
+
+    made.plan = refused
+    assert status.hardware_changes(made, made.recorded_plan()) == ["RTX 4070 12 GB replaced by RTX 4090 24 GB"]
+    same = site("rtx-4070")
+    same.plan = refused
+    assert status.hardware_changes(same, same.recorded_plan()) == []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import RunError
+from ..errors import OwnstackError, RunError
 from .output import emit_json, say, size, style
 from .show import NETWORK
 from .site import Site, open_site, read_settings, target_options
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 def gather(site: Site) -> dict[str, Any]:
     """Everything that `status` knows, as data."""
     plan = site.recorded_plan()
-    from ..hardware.change import describe_change
     from ..kit import activate
 
     activate()
@@ -51,11 +50,25 @@ def gather(site: Site) -> dict[str, Any]:
         "pins_checked": floors.checked.isoformat(),
         "pins_age_days": age,
         "pins_old": age > floors.warn_after_days,
-        "hardware_changes": describe_change(plan.hardware, site.report),
+        "hardware_changes": hardware_changes(site, plan),
         "gpu_watch": gpu_watch(site, plan),
         "drifted": drifted(site, plan),
         "absent_protections": list(plan.absent_protections),
     }
+
+
+def hardware_changes(site: Site, plan: Plan) -> list[str]:
+    """What changed in the hardware, and how many models that would change. A plan is made only where something did."""
+    from ..hardware.change import describe_change
+    from .plan import hardware_changes as with_models
+
+    changes = describe_change(plan.hardware, site.report)
+    if not changes:
+        return []
+    try:
+        return with_models(site, site.plan())
+    except OwnstackError:  # a plan cannot be made, for instance since the card cannot be read: `plan` says why
+        return changes
 
 
 def gpu_watch(site: Site, plan: Plan) -> dict[str, Any]:
