@@ -44,12 +44,15 @@ FLAGS = (
 
 
 class Browser:
-    """Chromium with an empty profile; with `namespace` its network is that namespace (`Uplink.name`)."""
+    """Chromium with an empty profile; with `namespace` its network is that namespace (`Uplink.name`).
 
-    def __init__(self, namespace: str = "", size: tuple[int, int] = (1280, 900)) -> None:
+    There it asks `resolver` for names, where one is given, instead of this machine's.
+    """
+
+    def __init__(self, namespace: str = "", size: tuple[int, int] = (1280, 900), resolver: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="browser-"))
         options = webdriver.ChromeOptions()
-        options.binary_location = str(self._binary(namespace))
+        options.binary_location = str(self._binary(namespace, resolver))
         for flag in (*FLAGS, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={self.folder}/profile"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
@@ -61,11 +64,18 @@ class Browser:
         self.driver.set_page_load_timeout(120)
         self._seen: list[str] = []
 
-    def _binary(self, namespace: str) -> Path:
+    def _binary(self, namespace: str, resolver: str) -> Path:
         """A script that starts chromium in the namespace; the driver talks to it through inherited pipes."""
         path = self.folder / "chromium"
-        within = f"ip netns exec {shlex.quote(namespace)} " if namespace else ""
-        path.write_text(f'#!/bin/sh\nPATH={PATH}\nexec {within}{CHROMIUM} "$@"\n')
+        lines = ["#!/bin/sh", f"PATH={PATH}"]
+        if namespace and resolver:  # `ip netns exec` gives a mount namespace: the file is another one in there alone
+            (self.folder / "resolv.conf").write_text(f"nameserver {resolver}\n")
+            mount = f'mount --bind {self.folder}/resolv.conf "$(realpath /etc/resolv.conf)" && exec {CHROMIUM} "$@"'
+            lines.append(f'exec ip netns exec {shlex.quote(namespace)} sh -c {shlex.quote(mount)} sh "$@"')
+        else:
+            within = f"ip netns exec {shlex.quote(namespace)} " if namespace else ""
+            lines.append(f'exec {within}{CHROMIUM} "$@"')
+        path.write_text("\n".join(lines) + "\n")
         path.chmod(0o755)
         return path
 

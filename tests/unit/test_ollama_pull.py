@@ -168,7 +168,7 @@ def test_the_pulling_engine_gets_no_other_variables(tmp_path: Path) -> None:
     spec = {"unit": "u", "manager": "supervisord", "program": "/bin/false", "run_dir": str(tmp_path)}
     for environment in ({"LD_PRELOAD": "/x"}, {"HTTPS_PROXY": "http://p\nX=1"}):
         with pytest.raises(StepError, match="takes no"):
-            PullEngine({**spec, "environment": environment}, str(tmp_path / "s")).__enter__()
+            PullEngine({**spec, "environment": environment}, str(tmp_path / "s"), "registry.example").__enter__()
 
 
 def test_a_link_in_place_of_the_staging_folder_is_refused(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_link_in_place_of_the_staging_folder_is_refused(tmp_path: Path) -> Non
     (tmp_path / "s").symlink_to(tmp_path / "elsewhere")
     spec = {"unit": "u", "manager": "supervisord", "program": "/bin/false", "run_dir": str(tmp_path)}
     with pytest.raises(StepError, match="not a folder"):
-        PullEngine(spec, str(tmp_path / "s")).__enter__()
+        PullEngine(spec, str(tmp_path / "s"), "registry.example").__enter__()
 
 
 NOW = {"digest": "n" * 64, "blob": "sha256:" + "b" * 64, "num_ctx": 4096}

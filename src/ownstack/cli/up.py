@@ -102,13 +102,18 @@ def up(
                 f"{result.changed} changed, {result.total - result.changed} as they were, "
                 f"{time.monotonic() - began:.1f} s"
             )
+            for line in (line for op in result.operations for line in op.said):
+                note(line)
         report = VerifyReport(())
         if not no_verify:
             report = run_verify(plan, site.session, (lambda r: None) if as_json else tell)
     if as_json:
         data: dict[str, Any] = {
             "changed": result.changed,
-            "operations": [{"name": op.name, "changed": op.changed} for op in result.operations],
+            "operations": [
+                {"name": op.name, "changed": op.changed, **({"said": op.said} if op.said else {})}
+                for op in result.operations
+            ],
             "verify": {"ok": report.ok, "checks": [r.as_dict() for r in report.results]},
             "seconds": round(time.monotonic() - began, 1),
         }

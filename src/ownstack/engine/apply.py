@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +24,12 @@ Listen = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class OperationResult:
+    """`said`: what its step wants people to know, one sentence each."""
+
     name: str
     changed: bool
     commands: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
 
 @dataclass
@@ -124,15 +128,19 @@ def _collect(session: Session, names: dict[str, str], result: RunResult) -> None
     for op_hash, name in names.items():
         meta = _meta(session, op_hash)
         if meta.is_complete():
-            result.operations.append(OperationResult(name, bool(meta.did_change()) and _changed(meta)))
+            step = _step_result(meta)
+            # a runner step says itself whether it changed anything
+            changed = bool(meta.did_change()) and bool(step.get("changed", True))
+            said = tuple(map(str, step.get("data", {}).get("said", ())))
+            result.operations.append(OperationResult(name, changed, said=said))
 
 
-def _changed(meta: Any) -> bool:
-    """A runner step says itself whether it changed anything."""
+def _step_result(meta: Any) -> dict[str, Any]:
+    """The last event of an operation that is a runner step; empty for all others."""
     for line in reversed(meta.stdout_lines if hasattr(meta, "stdout_lines") else meta.stdout.splitlines()):
         if line.startswith('{"event": "result"'):
-            return '"changed": true' in line
-    return True
+            return dict(json.loads(line))
+    return {}
 
 
 def _failure(session: Session, error: Exception | None = None) -> OwnstackError:

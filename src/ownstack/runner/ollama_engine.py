@@ -25,6 +25,7 @@ HARDENING = (
     "RestrictSUIDSGID=true", "LockPersonality=true", "RemoveIPC=true", "CapabilityBoundingSet=", "UMask=0077",
     "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX", "SystemCallArchitectures=native", "MemoryDenyWriteExecute=true",
     "SystemCallFilter=@system-service", "SystemCallErrorNumber=EPERM", "LimitCORE=0",
+    "IPAccounting=true",  # and how many bytes went through it
 )  # fmt: skip
 
 
@@ -35,13 +36,14 @@ def free_port() -> int:
 
 
 class PullEngine:
-    """Context manager: the address of a running engine whose store is `<staging>/models`.
+    """Context manager: the address of a running engine whose store is `<staging>/models`; `source` is its registry.
 
     spec: program, manager, unit, account (empty: as this account), environment (proxy variables).
     """
 
-    def __init__(self, spec: Spec, staging: str) -> None:
+    def __init__(self, spec: Spec, staging: str, source: str) -> None:
         self.spec = spec
+        self.source = source
         self.staging = staging
         self.unit = f"{spec['unit']}-engine"
         self.process: subprocess.Popen[bytes] | None = None
@@ -134,7 +136,8 @@ class PullEngine:
             "--quiet",
             "--collect",
             f"--unit={self.unit}",
-            f"--description={self.unit}",
+            # the system's journal says with these words when the window opened and closed
+            f"--description=pull of {self.spec['tag']} from {self.source}",
             *[f"--property={rule}" for rule in rules],
         ]
         line += [f"--setenv={key}={value}" for key, value in environment.items()]

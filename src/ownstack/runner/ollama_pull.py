@@ -146,7 +146,7 @@ def _bring(spec: Spec, journal: Journal, emit: Emit) -> dict[str, str]:
     _space(spec)
     staging = os.path.join(spec["models"], f".pull-{slug(spec['tag'])}")
     try:
-        _fetch(lambda: PullEngine(spec, staging), source, spec, journal, emit)
+        _fetch(lambda: PullEngine(spec, staging, source.host), source, spec, journal, emit)
         with open_plain(os.path.join(staging, "models", "manifests", source.path)) as stream:
             manifest = stream.read(MANIFEST_BYTES)
         problem = _moved(spec, hashlib.sha256(manifest).hexdigest())

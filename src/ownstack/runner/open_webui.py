@@ -175,7 +175,7 @@ def drift(spec: Spec, emit: Emit) -> Result:
 def configure(spec: Spec, emit: Emit) -> Result:
     """Bring the owned keys, and no others, to their planned values.
 
-    spec: url, secrets_dir, values {key: value}. data: keys = [{key, planned, found}] that were changed.
+    spec: url, secrets_dir, values {key: value}. data: keys = [{key, planned, found}] that were changed; said.
     """
     if spec.get("dry"):
         status, _ = request("GET", spec["url"] + "/health", timeout=5)
@@ -200,7 +200,9 @@ def configure(spec: Spec, emit: Emit) -> Result:
             hint="take the key over with `[open_webui] user_owned`, or see `ownstack logs open_webui`",
             code="open-webui-config",
         )
-    return {"changed": True, "data": {"keys": wrong}}
+    # what was found is not said: it may be an address with somebody's key in it
+    said = [f"Open WebUI: {item['key']} is as planned again: {json.dumps(item['planned'])}" for item in wrong]
+    return {"changed": True, "data": {"keys": wrong, "said": said}}
 
 
 def _set_embedding(site: Site, values: dict[str, Any]) -> None:

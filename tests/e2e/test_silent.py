@@ -1,0 +1,127 @@
+"""Silent: with a way out and a name server at hand the services send nothing and ask no name.
+
+Packets are counted per user before a unit's address rules drop them, so zero means that nobody tried. Each leg has a
+control that is caught. Not shown here: what a service would do hours later, and a walk through all menus of the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import Mirror, Provisioned
+from tests.hosts import Host, Network
+from tests.hosts.browser import Browser
+from tests.hosts.kit import SERVICES, Ownstack, wait_ready
+from tests.hosts.watch import REST, Sink, Watch
+
+IDLE_S = 20
+USERS = tuple(f"ownstack-{name}" for name in (*SERVICES, "pull"))
+CONTROL = "control.example"
+
+
+@pytest.fixture(scope="module")
+def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
+    with debian12.clone(network, "silent") as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def ownstack(box: Host, mirror: Mirror) -> Ownstack:
+    return mirror.ownstack(box)
+
+
+@pytest.fixture(scope="module")
+def sink(box: Host, network: Network) -> Iterator[Sink]:
+    with Sink(network.gateway) as sink:
+        box.run(f"echo nameserver {network.gateway} > /etc/resolv.conf")
+        yield sink
+
+
+@pytest.fixture(scope="module")
+def watch(box: Host) -> Watch:
+    return Watch(box, USERS)
+
+
+@pytest.fixture(autouse=True)
+def anew(watch: Watch, sink: Sink) -> None:
+    watch.reset()
+    sink.asked.clear()
+
+
+def inside(box: Host, service: str, command: str) -> int:
+    """Run a command as a service's user within its unit, so that the unit's address rules hold for it; its status."""
+    group = f"/sys/fs/cgroup/system.slice/ownstack-{service}.service/cgroup.procs"
+    user = f"setpriv --reuid ownstack-{service} --regid ownstack-{service} --clear-groups"
+    return box.run(f"echo $$ > {group} && exec {user} {command}", check=False).returncode
+
+
+def test_control_each_user_is_counted_and_each_name_heard(box: Host, watch: Watch, sink: Sink) -> None:
+    for user in USERS:
+        watch.reset()
+        sink.asked.clear()
+        box.run(f"setpriv --reuid {user} --regid {user} --clear-groups curl -s -m 5 http://{CONTROL}:81", check=False)
+        assert list(watch.packets()) == [user]
+        assert set(sink.asked) == {CONTROL}
+        assert watch.reached() == {(user, sink.address, 81)}
+    watch.reset()
+    box.run(f"curl -s -m 5 http://{CONTROL}:81", check=False)
+    assert list(watch.packets()) == [REST]
+
+
+def test_control_a_service_that_calls_is_counted_though_its_unit_holds_it_back(
+    box: Host, watch: Watch, sink: Sink
+) -> None:
+    """The engine asked to fetch from elsewhere; and a call from within each unit."""
+    ask = json.dumps({"model": f"{CONTROL}/library/x:1", "stream": False})
+    box.run(f"curl -s -m 20 http://127.0.0.1:11434/api/pull -d '{ask}'", check=False)
+    assert watch.packets().get("ownstack-ollama", 0) > 0
+    assert sink.asked == []
+    for service in SERVICES:
+        watch.reset()
+        assert inside(box, service, f"curl -s -m 2 http://{sink.address}:81") == 28, "not refused, but unheard"
+        assert list(watch.packets()) == [f"ownstack-{service}"]
+
+
+def test_starting_and_idle(box: Host, watch: Watch, sink: Sink) -> None:
+    box.run("systemctl restart " + " ".join(f"ownstack-{name}" for name in SERVICES))
+    wait_ready(box)
+    time.sleep(IDLE_S)
+    assert watch.packets() == {}
+    assert sink.asked == []
+
+
+def test_used_by_scripts(ownstack: Ownstack, watch: Watch, sink: Sink) -> None:
+    """A chat, a document that is embedded and found, a workflow behind a webhook: all that verify does."""
+    assert ownstack.json("verify")["ok"]
+    assert watch.packets() == {}
+    assert sink.asked == []
+
+
+def test_control_a_page_that_asks_elsewhere_is_seen_at_all_three(box: Host, watch: Watch, sink: Sink) -> None:
+    with Browser(box.uplink.name, resolver=sink.address) as browser:
+        browser.open("about:blank")
+        browser.driver.execute_script(f"fetch('http://{CONTROL}:81/x', {{mode: 'no-cors'}}).catch(() => 0)")
+        browser.until(lambda: browser.foreign("127.0.0.1") or None, "foreign request")
+        browser.until(lambda: CONTROL in sink.asked or None, "name asked")
+        browser.until(lambda: watch.packets().get(REST), "packet")
+        assert browser.foreign("127.0.0.1") == {f"{CONTROL}:81"}
+
+
+def test_opened_for_n8n_it_is_open_for_n8n_alone(box: Host, mirror: Mirror, watch: Watch, sink: Sink) -> None:
+    address = mirror.files.url
+    assert {
+        service: inside(box, service, f"curl -s -o /dev/null -m 2 {address}/") for service in SERVICES
+    } == dict.fromkeys(SERVICES, 28)
+    opened = Ownstack(box, variables=mirror.ownstack(box).variables, toml=mirror.toml + '[network]\nn8n = "internet"\n')
+    opened.json("up", "--yes", "--no-verify")
+    wait_ready(box)
+    codes = {service: inside(box, service, f"curl -s -o /dev/null -m 2 {address}/") for service in SERVICES}
+    assert codes.pop("n8n") == 0
+    assert set(codes.values()) == {28}
+    name = f"curl -s -m 2 http://{CONTROL}:81"
+    assert inside(box, "n8n", name) == 7, "the name is found, nobody listens there"
+    assert set(sink.asked) == {CONTROL}
