@@ -21,6 +21,7 @@ from tests.hosts.watch import REST, Sink, Watch
 IDLE_S = 20
 USERS = tuple(f"ownstack-{name}" for name in (*SERVICES, "pull"))
 CONTROL = "control.example"
+EMBEDDING = "all-minilm:22m"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,30 @@ def test_control_a_page_that_asks_elsewhere_is_seen_at_all_three(box: Host, watc
         browser.until(lambda: CONTROL in sink.asked or None, "name asked")
         browser.until(lambda: watch.packets().get(REST), "packet")
         assert browser.foreign("127.0.0.1") == {f"{CONTROL}:81"}
+
+
+def test_while_a_model_is_pulled_only_the_pulling_user_reaches_only_the_registry(
+    box: Host, ownstack: Ownstack, mirror: Mirror, watch: Watch, sink: Sink
+) -> None:
+    before = box.output("date '+%F %T'")
+    box.run(f"curl -sf -X DELETE http://127.0.0.1:11434/api/delete -d '{json.dumps({'model': EMBEDDING})}'")
+    ownstack.json("up", "--yes", "--no-verify")
+    address, _, port = mirror.registry.url.removeprefix("http://").partition(":")
+    # `up` itself, as root, looks whether mirror and registry answer; no service sends anything
+    assert set(watch.packets()) <= {"ownstack-pull", REST}
+    registry = (address, int(port))
+    mirrored = mirror.files.url.removeprefix("http://").partition(":")
+    by_root = {(where, number) for user, where, number in watch.reached() if user == "0"}
+    assert by_root <= {registry, (mirrored[0], int(mirrored[2]))}
+    assert {one for one in watch.reached() if one[0] != "0"} == {("ownstack-pull", *registry)}
+    assert sink.asked == []
+    unit = "ownstack-pull-all-minilm-22m-engine.service"
+    log = box.output(f"journalctl --no-pager -o cat --since '{before}' UNIT={unit}")
+    said = f"pull of {EMBEDDING} from {address}:{port}"
+    assert f"Started {unit} - {said}." in log
+    assert f"Stopped {unit} - {said}." in log
+    assert "IP traffic" in log
+    assert box.output("systemctl list-units --all --plain --no-legend 'ownstack-pull*'") == ""
 
 
 def test_opened_for_n8n_it_is_open_for_n8n_alone(box: Host, mirror: Mirror, watch: Watch, sink: Sink) -> None:
