@@ -24,9 +24,9 @@ def configure(plan: Plan) -> None:
     data = plan.layout.data(NAME)
     # 0711: the account that pulls reaches its own folder in the store, and sees nothing else of it
     wanted = [
-        Directory(data, "0700", account, account),
+        Directory(data, "0700", account, account, deep=True),
         Directory(f"{data}/.ollama", "0700", account, account),
-        Directory(models_dir(plan), "0711", account, account),
+        Directory(models_dir(plan), "0711", account, account, deep=models_dir(plan).startswith(f"{plan.layout.var}/")),
     ]
     operations.directories(name="Ollama: store", wanted=wanted)
     role_tasks.configure(plan, ROLE)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Mirror, Provisioned
-from tests.hosts import Host, Network
+from tests.hosts import Host, Network, lab
 from tests.hosts.kit import Ownstack
 
 SEED = 20260412
@@ -52,6 +52,7 @@ TEMPORARY = (
 )
 MINE = {"vectors": {"size": 4, "distance": "Cosine"}}
 POINT = {"points": [{"id": 7, "vector": [0.1, 0.2, 0.3, 0.4], "payload": {"text": "the owner's"}}]}
+EMBEDDING = "all-minilm:22m"
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,41 @@ def test_killed_at_ten_points_it_converges_and_nothing_is_lost(
     assert box.output(TEMPORARY) == ""
     assert json.loads(box.output("cat /var/lib/ownstack/manifest.json"))["complete"] is True
     assert ownstack.json("up", "--yes", "--no-verify")["changed"] == 0
+
+
+def test_the_connection_closed_during_a_pull(
+    box: Host, ownstack: Ownstack, mirror: Mirror, network: Network, tmp_path: Path
+) -> None:
+    """The pull of the embedding model, which `up` waits for, half fetched: the next `up` fetches the rest."""
+    with lab.models(mirror.lab, tmp_path / "registry").serve(network.gateway) as registry:
+        moved = ownstack.toml.replace(mirror.registry.url.removeprefix("http://"), registry.url.removeprefix("http://"))
+        slow = Ownstack(box, variables=ownstack.variables, toml=moved)
+        gone = json.dumps({"model": EMBEDDING})
+        box.run("curl -sf -X DELETE -d @- http://127.0.0.1:11434/api/delete", data=gone)
+        registry.rate = 6_000_000
+        argv = slow._prepared("up", "--yes", "--no-verify", "--json")
+        process = subprocess.Popen(
+            argv, env=slow.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        end = time.monotonic() + 120
+        while sum(asked.sent for asked in registry.asked) < 10_000_000:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.1)
+        # the sshd that serves this connection: the parent of the shell that runs the step
+        box.run("kill -9 $(ps -o ppid= -p $(pgrep -of 'ollama[.]pull'))")
+        said, _ = process.communicate(timeout=60)
+        error = json.loads(said)["error"]
+        assert process.returncode == 4, error
+        assert error["hint"]
+        sent = sum(asked.sent for asked in registry.asked)
+        registry.rate = None
+        slow.json("up", "--yes", "--no-verify")
+        assert EMBEDDING in box.output("curl -s http://127.0.0.1:11434/api/tags")
+        again = sum(asked.sent for asked in registry.asked) - sent
+        digest = max(registry.asked, key=lambda asked: asked.sent).path.rpartition("sha256:")[2]
+        (blob,) = (tmp_path / "registry/blobs").glob(f"*{digest}")
+        assert 0 < again < blob.stat().st_size - sent / 2, (sent, again)
+        assert slow.json("up", "--yes", "--no-verify")["changed"] == 0
+    assert box.output(TEMPORARY) == ""

@@ -150,6 +150,11 @@ def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
         if not (meta.is_complete() and meta.did_error()):
             continue
         name = _name(session, op_hash)
+        if not session.alive:
+            return UnreachableError(
+                f"the connection to {session.target.name} broke during: {name}",
+                hint="run the same command again: it goes on where it stopped",
+            )
         try:
             read_result(name, 1, meta.stdout, meta.stderr)
         except RunError as step:

@@ -303,6 +303,9 @@ def farewell(plan: Plan, purge: bool, accounts: list[Account], packages: list[st
     if not purge:
         return
     yield StringCommand("rm", "-rf", QuoteString(layout.var), QuoteString(layout.etc))
+    above = layout.opt.rpartition("/")[0]
+    if above.endswith("/ownstack"):  # a user's programs lie one folder deeper
+        yield StringCommand("rmdir", "--ignore-fail-on-non-empty", QuoteString(above))
     have = host.get_fact(Accounts)
     for account in accounts:
         if account.name in have["users"]:

@@ -104,6 +104,15 @@ class Session:
                 hint=f"try `ssh {self.target.name}` by hand; keys and ~/.ssh/config are used as ssh uses them",
             )
 
+    @property
+    def alive(self) -> bool:
+        """Whether the connection still stands, as far as this end knows."""
+        client = getattr(self.host.connector, "client", None)
+        if self.target.local or client is None:
+            return True
+        transport = client.get_transport()
+        return bool(transport and transport.is_active())
+
     def reset(self) -> None:
         """A fresh State over the same connection, for another deploy."""
         connector, data = self.host.connector, self.host.connector_data

@@ -1,0 +1,102 @@
+"""Debian 12 over SSH as a user who cannot become root: user units with linger, a reboot, and away again.
+
+The larger programs are those of the provisioned host, hard-linked into the user's folder (a third fresh installation
+would cost minutes); the runner and Qdrant are brought and installed by the user's own `up`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import Mirror, Provisioned
+from tests.hosts import Host, Network, Options
+from tests.hosts.image import UNPRIVILEGED
+from tests.hosts.kit import SERVICES, Ownstack, wait_ready
+
+OPT = "home/tester/.local/share/ownstack/opt"
+FOLDERS = (".local/share/ownstack", ".config/ownstack", ".local/state/ownstack")
+FETCHED = ("base", "qdrant")
+
+
+@pytest.fixture(scope="module")
+def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
+    with Host(network, "nobody", Options(sudo="none")) as host:
+        seed(host, debian12)
+        host.boot()
+        host.run(
+            "apt-get -q update && apt-get -q -y --no-install-recommends install zstd && loginctl enable-linger tester"
+        )
+        yield host
+
+
+def seed(host: Host, debian12: Provisioned) -> None:
+    """Programs of the provisioned host in the user's folder: links to its files, folders of the user's own."""
+    target = host.folder / "upper" / OPT
+    target.parent.mkdir(parents=True)
+    subprocess.run(["cp", "-al", debian12.layer / "opt/ownstack", target], check=True)
+    for name in FETCHED:
+        shutil.rmtree(target / name)
+    for folder in (target, *target.parents):
+        if folder.name == "home":
+            break
+        subprocess.run(["chown", f"{UNPRIVILEGED}:{UNPRIVILEGED}", folder], check=True)
+    subprocess.run(
+        ["find", target, "-type", "d", "-exec", "chown", f"{UNPRIVILEGED}:{UNPRIVILEGED}", "{}", "+"], check=True
+    )
+
+
+@pytest.fixture(scope="module")
+def ownstack(box: Host, mirror: Mirror) -> Ownstack:
+    made = mirror.ownstack(box)
+    made.user = "tester"
+    return made
+
+
+def units(box: Host, *words: str) -> str:
+    return box.run(f"systemctl --user {' '.join(words)}", user="tester", check=False).stdout.strip()
+
+
+def test_up_is_green_in_user_units(box: Host, ownstack: Ownstack) -> None:
+    result = ownstack.json("up", "--yes")
+    print(f"up without root: {result['seconds']} s")
+    found = {check["id"]: check["status"] for check in result["verify"]["checks"]}
+    # whose ports the others are, root alone could tell
+    assert {name for name, status in found.items() if status != "ok"} <= {"no-open-ports"}
+    assert found.get("no-open-ports") in (None, "skipped", "ok")
+    installed = [
+        op["name"] for op in result["operations"] if op["changed"] and op["name"].startswith("Qdrant: program")
+    ]
+    assert len(installed) == 1
+    for service in SERVICES:
+        assert units(box, "is-active", f"ownstack-{service}") == "active"
+        assert units(box, "is-enabled", f"ownstack-{service}") == "enabled"
+    assert box.output("ls -d /opt/ownstack /etc/ownstack /var/lib/ownstack 2>/dev/null || true") == ""
+    assert box.output("getent passwd | grep ^ownstack || true") == ""
+    assert box.output("ps -eo user=,args= | grep '[/]ownstack/' | awk '{print $1}' | sort -u") == "tester"
+
+
+def test_what_is_less_protected_is_said(ownstack: Ownstack) -> None:
+    assert "smaller sandbox and no network policy" in ownstack("plan", check=False).stderr + ownstack("plan").stdout
+
+
+def test_a_second_up_changes_nothing(ownstack: Ownstack) -> None:
+    again = ownstack.json("up", "--yes", "--no-verify")
+    assert [op["name"] for op in again["operations"] if op["changed"]] == []
+
+
+def test_after_a_reboot_it_verifies_before_anyone_signs_in(box: Host, ownstack: Ownstack) -> None:
+    box.reboot()
+    wait_ready(box)
+    assert ownstack.json("verify")["ok"]
+
+
+def test_purge_leaves_nothing(box: Host, ownstack: Ownstack) -> None:
+    ownstack("down", "--purge", "--yes")
+    assert box.output(f"cd /home/tester && ls -d {' '.join(FOLDERS)} 2>/dev/null || true") == ""
+    assert units(box, "list-unit-files", "--no-legend", "'ownstack*'") == ""
+    assert box.output("ps -eo args= | grep '[/]ownstack/' || true") == ""
+    assert box.output("ss -Hltn | awk '{print $4}' | grep -v ':22$' || true") == ""
