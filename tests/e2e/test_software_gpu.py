@@ -1,14 +1,14 @@
-"""The box on a GPU made of software, whose engine falls back to the CPU: what `verify` says.
+"""The box on a GPU made of software: wholly on it, then split, then on the CPU, and what `verify` says each time.
 
 Mesa's lavapipe is a Vulkan device on the CPU; the engine runs in the product's own unit and places models on it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ GGML_VK_VISIBLE_DEVICES = "0"
 OLLAMA_VULKAN = "1"
 """
 MANIFESTS = "/usr/share/vulkan/icd.d"
+DROP_IN = "etc/systemd/system/ownstack-ollama.service.d/less.conf"
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +36,6 @@ def box(network: Network) -> Iterator[Host]:
         yield host
 
 
-@pytest.fixture(scope="module")
-def ownstack(box: Host, tmp_path_factory: pytest.TempPathFactory) -> Ownstack:
-    """The box, made for what a recorded report says: 12 GB."""
-    called = Ownstack(box, toml=TOML)
-    recorded = tmp_path_factory.mktemp("recorded") / "twelve.json"
-    called("detect", "--raw", str(recorded))
-    raw = json.loads(recorded.read_text())
-    raw["lines"] = [re.sub(r"^(mem\tMem(Total|Available)\t)\d+", rf"\g<1>{12 * 2**20}", line) for line in raw["lines"]]
-    recorded.write_text(json.dumps(raw))
-    called("up", "--yes", "--no-verify", "--from", str(recorded))
-    box.run("systemctl stop ownstack-gpu-watch.timer")  # it has tests of its own, and would repair what is done here
-    return called
-
-
 def verdict(ownstack: Ownstack) -> dict[str, dict[str, Any]]:
     return {check["id"]: check for check in ownstack.json("verify", check=False)["checks"]}
 
@@ -57,21 +44,43 @@ def statuses(checks: dict[str, dict[str, Any]], *names: str) -> dict[str, str]:
     return {name: checks[name]["status"] for name in names}
 
 
-@contextlib.contextmanager
-def away(box: Host) -> Iterator[None]:
-    """The Vulkan drivers' manifests are gone, as after a driver's update gone wrong."""
-    box.run(f"mv {MANIFESTS} {MANIFESTS}.away; systemctl restart ownstack-ollama")
-    try:
-        yield
-    finally:
-        box.run(f"mv {MANIFESTS}.away {MANIFESTS}; systemctl restart ownstack-ollama")
+def restart_with(box: Host, what: str) -> None:
+    box.run(f"{what}; systemctl daemon-reload; systemctl restart ownstack-ollama")
 
 
-def test_an_engine_that_fell_back_to_the_cpu_is_found(box: Host, ownstack: Ownstack) -> None:
-    with away(box):
-        fallen = verdict(ownstack)
+def test_wholly_on_the_gpu_then_split_then_on_the_cpu(box: Host, tmp_path: Path) -> None:
+    ownstack = Ownstack(box, toml=TOML)
+    recorded = tmp_path / "twelve.json"
+    ownstack("detect", "--raw", str(recorded))
+    raw = json.loads(recorded.read_text())
+    raw["lines"] = [re.sub(r"^(mem\tMem(Total|Available)\t)\d+", rf"\g<1>{12 * 2**20}", line) for line in raw["lines"]]
+    recorded.write_text(json.dumps(raw))
+    ownstack("up", "--yes", "--no-verify", "--from", str(recorded))
+    box.run("systemctl stop ownstack-gpu-watch.timer")  # the watch has tests of its own, and would repair this
+    unit = box.output("systemctl cat ownstack-ollama")
+    assert "MemoryDenyWriteExecute=false" in unit
+    assert "ProtectSystem=strict" in unit
+    assert "PrivateDevices=false" in unit
+
+    whole = verdict(ownstack)
+    names = ("ollama-device", "models-gpu-used", "models-gpu-whole", "models-memory")
+    assert statuses(whole, *names) == dict.fromkeys(names, "ok"), [whole[name] for name in names]
+    print(whole["models-gpu-whole"]["measured"], "|", whole["models-memory"]["measured"])
+    assert re.search(r"(\d+) of \1 MiB on the GPU", whole["models-gpu-whole"]["measured"])
+    assert "llvmpipe" in whole["ollama-device"]["measured"]
+
+    (box.root / DROP_IN).parent.mkdir()
+    restart_with(box, f"printf '[Service]\\nEnvironment=LLAMA_ARG_FIT_TARGET=1850\\n' > /{DROP_IN}")
+    split = verdict(ownstack)
+    print(split["models-gpu-whole"]["measured"])
+    assert statuses(split, "ollama-device", "models-gpu-used", "models-gpu-whole") == {
+        "ollama-device": "ok", "models-gpu-used": "ok", "models-gpu-whole": "failed",
+    }  # fmt: skip
+
+    restart_with(box, f"rm /{DROP_IN}; mv {MANIFESTS} {MANIFESTS}.away")
+    fallen = verdict(ownstack)
     print(fallen["models-gpu-used"]["measured"])
     assert statuses(fallen, "models-chat", "models-gpu-used", "models-gpu-whole") == {
         "models-chat": "ok", "models-gpu-used": "failed", "models-gpu-whole": "failed",
     }  # fmt: skip
-    assert fallen["models-gpu-used"]["values"]["size_vram"] == 0
+    assert " 0 of " in f" {fallen['models-gpu-used']['measured'].split(': ')[1]}"
