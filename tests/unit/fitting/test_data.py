@@ -136,3 +136,29 @@ def test_gemma4_caches_what_real_logs_show() -> None:
     s = Settings(context=8192, kv_type="q8_0")
     assert sum(layer_kv(model, s)) / MIB == pytest.approx(323, abs=0.1)
     assert sum(layer_kv(model, Settings(context=131_072))) / 2**30 < 2.6
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("rtx4090", "GeForce RTX 4090"),
+        ("4090", "GeForce RTX 4090"),
+        ("rx7900xtx", "Radeon RX 7900 XTX"),
+        ("MI300X", "Instinct MI300X"),
+        ("T4", "Tesla T4"),
+        ("strix halo", "Radeon 8060S"),
+        ("DGX Spark", "GB10"),
+        ("RTX 4060 Ti", "GeForce RTX 4060 Ti 8GB"),
+        ("RTX 4060 Ti 16 GB", "GeForce RTX 4060 Ti 16GB"),
+    ],
+)
+def test_a_card_is_found_as_people_write_it(typed: str, name: str) -> None:
+    assert load_data().cards.find(typed).name == name
+
+
+@pytest.mark.parametrize("typed", ["RTX", "laptop", "A100", "M3 Max", "gpu", "", "quux 9000"])
+def test_what_could_be_several_cards_is_not_guessed(typed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_data().cards.find(typed)
+    assert caught.value.code == "unknown-gpu"
+    assert "--vram" in caught.value.hint
