@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .cards import Card, devices, support, table_bandwidth
-from .facts import RawProbe
+from .facts import RawProbe, natural
 from .problems import in_container, problem
 from .report import Gpu, GpuKind, Memory, Problem, Reading
 
@@ -34,7 +34,7 @@ def read_card(raw: RawProbe, row: tuple[str, ...], memory: Memory) -> Found:
     pci = f"1002:{device.removeprefix('0x')}"
     known = devices().get(pci)
     files = {r[0]: r[1] for r in raw.rows("gpu", address) if len(r) == 2}
-    vram = number(files.get("mem_info_vram_total"))
+    vram = natural(files.get("mem_info_vram_total"))
     known = known.of_size(vram) if known and vram else known
     name = files.get("product_name") or (known.name if known else f"AMD device {pci}")
     if driver == "vfio-pci":
@@ -44,7 +44,7 @@ def read_card(raw: RawProbe, row: tuple[str, ...], memory: Memory) -> Found:
         id = "HW-AMD-DRIVER-MISSING"
         harmless = known is not None and known.integrated and known.gfx not in support()["amd"]["integrated_gfx"]
         return [], [problem(raw, id, f"{name} is held by {driver or 'no driver'}", fatal=not harmless)]
-    if vram is None or (not vram and not number(files.get("mem_info_gtt_total"))):
+    if vram is None or (not vram and not natural(files.get("mem_info_gtt_total"))):
         return [], [problem(raw, "HW-AMD-UNREADABLE", name)]
     node = kfd_node(raw, address)
     gfx = gfx_target(node)
@@ -68,7 +68,7 @@ def read_card(raw: RawProbe, row: tuple[str, ...], memory: Memory) -> Found:
 
 
 def discrete(raw: RawProbe, base: dict[str, Any], files: dict[str, str]) -> Found:
-    vram, used = base["vram_bytes"].value, number(files.get("mem_info_vram_used"))
+    vram, used = base["vram_bytes"].value, natural(files.get("mem_info_vram_used"))
     free = (
         Reading[int](value=max(vram - used, 0), source="sysfs")
         if used is not None
@@ -101,14 +101,14 @@ def apu(raw: RawProbe, base: dict[str, Any], files: dict[str, str], memory: Memo
     GTT never counts for more than the RAM it is borrowed from.
     """
     problems = []
-    vram, gtt = base["vram_bytes"].value, number(files.get("mem_info_gtt_total"))
+    vram, gtt = base["vram_bytes"].value, natural(files.get("mem_info_gtt_total"))
     if gtt is not None and gtt > memory.usable_bytes:
         problems.append(problem(raw, "HW-AMD-MEMORY-IMPOSSIBLE", f"GTT {gtt} of {memory.usable_bytes} bytes"))
     borrowed = min(gtt or 0, memory.usable_bytes)
     if borrowed > vram:
-        total, free = borrowed, min(borrowed - (number(files.get("mem_info_gtt_used")) or 0), memory.available_bytes)
+        total, free = borrowed, min(borrowed - (natural(files.get("mem_info_gtt_used")) or 0), memory.available_bytes)
     else:
-        total, free = vram, vram - (number(files.get("mem_info_vram_used")) or 0)
+        total, free = vram, vram - (natural(files.get("mem_info_vram_used")) or 0)
     target = base["gfx_target"].value
     takes = target in support()["amd"]["integrated_gfx"]
     why = f"{target} is used by the engine" if takes else f"the engine leaves out integrated {target or 'graphics'}"
@@ -140,7 +140,7 @@ def is_apu(target: str | None, known: Card | None, node: dict[str, str]) -> bool
     """By target, then by table; older kernels put processor and graphics into one kfd node."""
     if target in INTEGRATED_GFX or (known is not None and known.integrated):
         return True
-    return known is None and int(node.get("cpu_cores_count", "0") or 0) > 0
+    return known is None and (natural(node.get("cpu_cores_count")) or 0) > 0
 
 
 def kfd_node(raw: RawProbe, address: str) -> dict[str, str]:
@@ -153,7 +153,7 @@ def kfd_node(raw: RawProbe, address: str) -> dict[str, str]:
         if len(row) == 3:
             nodes.setdefault(row[0], {})[row[1]] = row[2]
     for node in nodes.values():
-        same = node.get("location_id") == str(location) and int(node.get("domain", "0") or 0) == int(domain, 16)
+        same = node.get("location_id") == str(location) and (natural(node.get("domain")) or 0) == int(domain, 16)
         if same and node.get("gfx_target_version", "0") != "0":
             return node
     return {}
@@ -161,7 +161,7 @@ def kfd_node(raw: RawProbe, address: str) -> dict[str, str]:
 
 def gfx_target(node: dict[str, str]) -> Reading[str]:
     """kfd's decimal 110501 is gfx1151; 90010 is gfx90a."""
-    told = number(node.get("gfx_target_version"))
+    told = natural(node.get("gfx_target_version"))
     if not told:
         return Reading[str].unknown("not in the kfd topology")
     return Reading[str](value=f"gfx{told // 10000}{told // 100 % 100:x}{told % 100:x}", source="kfd")
@@ -210,7 +210,3 @@ def node_problems(raw: RawProbe, gpus: list[Gpu]) -> list[Problem]:
 def has_vulkan(raw: RawProbe, word: str) -> bool:
     """Whether a Vulkan driver's manifest carries the word (radeon_icd.json, intel_icd.json, ...)."""
     return any(word in row[1] for row in raw.rows("icd") if len(row) > 1)
-
-
-def number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None

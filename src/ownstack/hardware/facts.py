@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from ..errors import ConfigError
 from .report import Frozen
 
 Row = tuple[str, ...]
+
+
+def natural(text: str | None, base: int = 10) -> int | None:
+    """A number without a sign as a file or a command prints it; None for anything else.
+
+    A driver may print what it likes: one odd line must not end the detection of all the rest.
+    """
+    text = (text or "").strip()
+    if not re.fullmatch(r"[0-9]+" if base == 10 else r"(0[xX])?[0-9a-fA-F]+", text) or len(text) > 20:
+        return None
+    return int(text, base)
 
 
 class RawProbe(Frozen):
@@ -56,8 +68,7 @@ class RawProbe(Frozen):
         return next((row[0] for row in self.rows(section, key) if row), default)
 
     def number(self, section: str, key: str) -> int | None:
-        value = self.get(section, key)
-        return int(value) if value.isdigit() else None
+        return natural(self.get(section, key))
 
     @property
     def complete(self) -> bool:

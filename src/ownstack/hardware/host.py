@@ -214,8 +214,10 @@ def read_disks(raw: RawProbe) -> tuple[Disk, ...]:
     return tuple(found.values())
 
 
-def decode_address(text: str) -> tuple[str, int]:
-    """`0100007F:1F90` of /proc/net/tcp{,6}: words of 4 bytes in the machine's (little) order."""
+def decode_address(text: str) -> tuple[str, int] | None:
+    """`0100007F:1F90` of /proc/net/tcp{,6}: words of 4 bytes in the machine's (little) order; None: is none."""
+    if not re.fullmatch(r"([0-9A-Fa-f]{8}|[0-9A-Fa-f]{32}):[0-9A-Fa-f]{1,4}", text):
+        return None
     address, _, port = text.partition(":")
     words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
     data = b"".join(words)
@@ -242,8 +244,10 @@ def read_ports(raw: RawProbe) -> tuple[Port, ...]:
     extra = {(e["address"], e["port"]): e for e in raw.extras.get("ports", [])}
     found = set()
     for row in raw.rows("port"):
-        address, port = decode_address(row[1])
-        key = (address, port)
+        key = decode_address(row[1]) if len(row) > 2 else None
+        if key is None:
+            continue
+        address, port = key
         process, pid = owners.get(key) or owners.get((ANY, port) if address == "::" else key) or ("", 0)
         if not pid and key in extra:
             process, pid = extra[key]["process"], extra[key]["pid"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .amd import displays, has_vulkan, number
+from .amd import displays, has_vulkan
 from .cards import UNKNOWN_SIZE, Card, devices, table_bandwidth
-from .facts import RawProbe
+from .facts import RawProbe, natural
 from .problems import problem
 from .report import Gpu, GpuKind, Memory, Problem, Reading
 
@@ -41,7 +41,7 @@ def read_card(raw: RawProbe, row: tuple[str, ...], memory: Memory) -> Found:
         return [], [problem(raw, "HW-INTEL-DRIVER-MISSING", f"{name} is held by {driver or 'no driver'}")]
     size = card_memory(raw, address, known)
     trouble = [problem(raw, "HW-INTEL-MEMORY-UNKNOWN", name)] if size.value is None else []
-    free = number(next((r[1] for r in raw.rows("gpu", address) if r[0] == "lmem_avail_bytes"), None))
+    free = natural(next((r[1] for r in raw.rows("gpu", address) if r[0] == "lmem_avail_bytes"), None))
     gpu = Gpu(
         vendor="intel",
         name=name,
@@ -73,17 +73,18 @@ def is_integrated(address: str, known: Card | None, raw: RawProbe) -> bool:
 def card_memory(raw: RawProbe, address: str, known: Card | None) -> Reading[int]:
     """xe: sum of the tiles; i915: lmem; else the table, else the size of a fully mapped region 2."""
     files = [r for r in raw.rows("gpu", address) if len(r) >= 2]
-    tiles = [number(r[1].removeprefix("0x")) for r in files if r[0].startswith("tile") and r[0].endswith("_vram")]
+    tiles = [natural(r[1].removeprefix("0x")) for r in files if r[0].startswith("tile") and r[0].endswith("_vram")]
     if tiles and all(tiles):
         return Reading[int](value=sum(size or 0 for size in tiles), source="sysfs")
-    local = number(next((r[1] for r in files if r[0] == "lmem_total_bytes"), None))
+    local = natural(next((r[1] for r in files if r[0] == "lmem_total_bytes"), None))
     if local:
         return Reading[int](value=local, source="sysfs")
     if known and known.memory_bytes:
         return Reading[int](value=known.memory_bytes, source="table")
     region = next((r[1] for r in files if r[0] == "bar2"), "").split()
-    if len(region) >= 2:
-        size = int(region[1], 16) - int(region[0], 16) + 1
+    first, last = (natural(text, 16) for text in (*region, "", "")[:2])
+    if first is not None and last is not None:
+        size = last - first + 1
         if size >= 1 << 32:  # 256 MiB is the window of a machine without resizable BAR: says nothing
             return Reading[int](value=size, source="sysfs")
     return Reading[int].unknown("no driver file, not in the table, region 2 not fully mapped")

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from .cards import devices, support, table_bandwidth, tables
-from .facts import RawProbe, Row
+from .facts import RawProbe, Row, natural
 from .problems import in_container, problem
 from .report import Gpu, GpuKind, Memory, Problem, Reading, Source
 
@@ -351,7 +351,8 @@ def text_of(value: Any) -> str:
 def normal_bus(bus: str) -> str:
     """NVML writes `00000000:01:00.0`, sysfs `0000:01:00.0`."""
     domain, _, rest = bus.lower().partition(":")
-    return f"{int(domain, 16):04x}:{rest}" if rest else bus
+    number = natural(domain, 16)
+    return f"{number:04x}:{rest}" if rest and number is not None else bus
 
 
 def version_tuple(text: str) -> tuple[int, ...]:

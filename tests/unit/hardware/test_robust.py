@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ownstack.errors import DetectionError
-from ownstack.hardware.facts import RawProbe, load
+from ownstack.hardware.facts import RawProbe, load, natural
+from ownstack.hardware.host import read_ports
 from ownstack.hardware.interpret import interpret
 from tests.fixtures.machines import PROBES
 
@@ -18,6 +20,21 @@ QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCh
 ODD = st.sampled_from(
     ["", "-", "0", "-1", "0x", "[N/A]", "[Unknown Error]", "9" * 30, "a b", "é", "1.5", "\x00", ":", "0000:zz:00.0"]
 )
+
+
+@pytest.mark.parametrize("odd", ["", "-", ":", "zz", "0100007F:", "0100007F:1F90:", "0100007G:1F90", "9" * 30])
+def test_an_odd_port_line_is_passed_over(odd: str) -> None:
+    lines = ("port\ttcp\t0100007F:1F90\t0", f"port\ttcp\t{odd}\t0", "port\ttcp\t0100007F:1F91")
+    assert [(p.address, p.port) for p in read_ports(RawProbe(lines=lines))] == [("127.0.0.1", 8080)]
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "value"),
+    [("12", 10, 12), ("0x1f", 16, 31), ("1F", 16, 31), ("0x1f", 10, None), ("-", 16, None), ("-1", 10, None)]
+    + [(text, base, None) for text in ("", None, "0x", "²", "1_0", "9" * 30) for base in (10, 16)],
+)
+def test_only_plain_numbers_are_read(text: str | None, base: int, value: int | None) -> None:
+    assert natural(text, base) == value
 
 
 def survives(raw: RawProbe) -> None:
