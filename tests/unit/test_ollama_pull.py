@@ -6,6 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from ownstack.runner import ollama, ollama_pull
 from ownstack.runner.core import StepError
+from ownstack.runner.detached import alive, born
 from ownstack.runner.ollama_api import parse
 from ownstack.runner.ollama_engine import PullEngine
 
@@ -141,10 +145,46 @@ def test_the_state_file_tells_rate_and_time_left(tmp_path: Path, monkeypatch: py
 
 
 def test_a_pull_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
-    ollama_pull.Journal(str(tmp_path / "pull-x-1.json"), "x:1", None)
-    (state,) = ollama_pull.pulls({"run_dir": str(tmp_path)}, lambda event: None)["data"]["pulls"]
-    # this test's own process lives, but it is no pull
-    assert (state["alive"], state["status"]) == (False, "interrupted")
+    path = tmp_path / "pull-x-1.json"
+
+    def seen() -> tuple[bool, str]:
+        (state,) = ollama_pull.pulls({"run_dir": str(tmp_path)}, lambda event: None)["data"]["pulls"]
+        return state["alive"], state["status"]
+
+    state = ollama_pull.Journal(str(path), "x:1", None).value
+    assert seen() == (True, "starting")
+    boot, _, tick = state["born"].partition(":")
+    for other in (f"{boot}:{int(tick) - 1}", f"before:{tick}", ""):  # the number is another process's by now
+        path.write_text(json.dumps({**state, "born": other}))
+        assert seen() == (False, "interrupted"), other
+
+
+def test_a_process_that_has_ended_is_not_alive() -> None:
+    process = subprocess.Popen(["true"])
+    mark = born(process.pid)
+    process.wait()
+    assert not alive(process.pid, mark)
+    assert not alive(process.pid, "")
+    assert alive(os.getpid(), born(os.getpid()))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_only_an_engine_of_ours_is_ended(tmp_path: Path, ours: bool) -> None:
+    engine = subprocess.Popen(["sleep", "60"])
+    try:
+        mark = born(engine.pid) if ours else f"before:{born(engine.pid).partition(':')[2]}"
+        spec = {"tag": "x:1", "run_dir": str(tmp_path), "unit": "u", "manager": "supervisord"}
+        pulling = PullEngine(spec, str(tmp_path / "staging"), "registry.example")
+        Path(pulling._pid_file()).write_text(f"{engine.pid} {mark}")
+        pulling._end_stale()
+        if ours:
+            assert engine.wait(10) == -signal.SIGTERM
+        else:
+            time.sleep(0.2)
+            assert engine.poll() is None
+    finally:
+        engine.kill()
+        engine.wait()
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:

@@ -34,13 +34,25 @@ def launch(manager: str, unit: str, command: list[str], log: str) -> None:
         )
 
 
-def alive(pid: int, word: str) -> bool:
-    """Whether process `pid` runs and has `word` in its command line: process numbers are used again."""
+def born(pid: int) -> str:
+    """Which process has the number `pid`: the boot and the clock tick of its start; empty where none runs.
+
+    Numbers are used again, after a reboot for much the same processes: the number alone, or a word of the command line
+    with it, is not enough.
+    """
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return word.encode() in stream.read()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            boot = stream.read().strip()
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            words = stream.read().rpartition(")")[2].split()
     except OSError:
-        return False
+        return ""
+    return "" if words[0] in "ZX" else f"{boot}:{words[19]}"
+
+
+def alive(pid: int, mark: str) -> bool:
+    """Whether the process runs that had the number `pid` when `born` gave `mark`."""
+    return bool(mark) and born(pid) == mark
 
 
 def stop_unit(manager: str, unit: str, pid: int) -> None:

@@ -14,7 +14,7 @@ import subprocess
 from typing import Any
 
 from .core import Spec, StepError
-from .detached import alive
+from .detached import alive, born
 from .http import wait_ready
 from .managers import call
 
@@ -119,9 +119,9 @@ class PullEngine:
             return
         with contextlib.suppress(OSError, ValueError):
             with open(self._pid_file(), encoding="ascii") as stream:
-                pid = int(stream.read())
-            if alive(pid, "serve"):
-                os.kill(pid, signal.SIGTERM)
+                pid, _, mark = stream.read().partition(" ")
+            if alive(int(pid), mark):
+                os.kill(int(pid), signal.SIGTERM)
 
     def _unit(self, command: list[str], environment: dict[str, str]) -> None:
         account = self.spec["account"]
@@ -155,7 +155,7 @@ class PullEngine:
                 umask=0o077, **as_other,
             )  # fmt: skip
         with open(self._pid_file(), "w", encoding="ascii") as note:
-            note.write(str(self.process.pid))
+            note.write(f"{self.process.pid} {born(self.process.pid)}")
 
 
 def inside_unit(unit: str) -> bool:

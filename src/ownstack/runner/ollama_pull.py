@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, ids, progress, read_json, sync_folder, write_file, write_json
-from .detached import alive, launch, stop_unit
+from .detached import alive, born, launch, stop_unit
 from .http import wait_ready
 from .ollama_engine import PullEngine
 from .served import resolve
@@ -57,8 +57,9 @@ class Journal:
         self.last = 0.0
         self.seen: list[tuple[float, int]] = []
         self.value: State = {
-            "kind": "pull", "model": tag, "pid": os.getpid(), "status": "starting", "what": "", "done": 0,
-            "total": total, "rate": None, "eta_s": None, "started": int(time.time()), "error": None, "then": [],
+            "kind": "pull", "model": tag, "pid": os.getpid(), "born": born(os.getpid()), "status": "starting",
+            "what": "", "done": 0, "total": total, "rate": None, "eta_s": None, "started": int(time.time()),
+            "error": None, "then": [],
         }  # fmt: skip
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.write()
@@ -373,5 +374,5 @@ def _states(run_dir: str) -> list[State]:
 def seen(state: State) -> State:
     """A state file's content with `alive`, and `interrupted` where the pull has died without a word."""
     active = state["status"] in ACTIVE
-    living = active and alive(state["pid"], "ollama.pull")
+    living = active and alive(state["pid"], state.get("born", ""))
     return {**state, "alive": living, "status": "interrupted" if active and not living else state["status"]}
