@@ -88,9 +88,11 @@ def test_the_box_is_sealed_by_default(tmp_path: Path) -> None:
 
 
 def test_the_key_is_a_mark_and_the_file_is_for_root_only() -> None:
-    (file,) = n8n.files(a_plan())
-    assert (file.mode, file.secret) == ("0600", True)
-    assert "N8N_ENCRYPTION_KEY=@@secret:n8n_encryption_key@@\n" in file.content
+    env, gate = n8n.files(a_plan())
+    assert (env.mode, env.secret) == ("0600", True)
+    assert "N8N_ENCRYPTION_KEY=@@secret:n8n_encryption_key@@\n" in env.content
+    assert not gate.secret
+    assert "@@secret" not in gate.content
 
 
 @pytest.mark.parametrize(
