@@ -188,13 +188,13 @@ class RolePlan(Frozen):
 class HostIdentity(Frozen):
     machine_id_hash: str
     hostname: str
-    target: str  # "local" or user@server, as the user named it
+    target: str  # "local" or user@server, as the user named it; not part of what a box records
 
 
 class Plan(Frozen):
     """What will be done on one host, and why. Made by `choose`, carried out by `apply`."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     kit_version: str
     host: HostIdentity
     hardware_fingerprint: str

@@ -239,6 +239,41 @@ def test_130_where_it_was_interrupted(
         assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["-vv"], ["-v", "-v"], ["--verbose", "--verbose"], ["-vvv"], [], ["-v"]])
+def test_a_fault_of_ours_is_told_like_any_other_error(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback unless one is asked for, and one envelope all the same."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("of its own")
+
+    monkeypatch.setattr("ownstack.cli.status.read_settings", broken)
+    assert run(["status", *words, "--json"]) == 1
+    seen = capsys.readouterr()
+    answer = json.loads(seen.out)
+    assert (answer["ok"], answer["error"]["code"]) == (False, "internal")
+    assert answer["error"]["message"] == "ValueError: of its own"
+    assert ("Traceback" in seen.err) == (len("".join(words).replace("--verbose", "v").strip("-").replace("-", "")) > 1)
+    assert "in broken" in seen.err or "Traceback" not in seen.err
+    assert run(["status", *words]) == 1
+    assert "error: ValueError: of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ON_A_BOX)
+def test_a_record_of_another_version_is_named(command: str, box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert box.state.manifest is not None
+    record = {**box.state.manifest, "kit_version": "9.9.9"}
+    record["plan"] = {**record["plan"], "models": [{"of": "later"}]}
+    box.state = BoxState(manifest=record, releases=box.state.releases)
+    assert run([command, *ON_A_BOX[command], "--json"]) == 2
+    error = told(capsys)["error"]
+    assert error["code"] == "record"
+    assert "made by ownstack 9.9.9" in error["message"]
+    assert "use ownstack 9.9.9" in error["hint"]
+    assert box.seen.files == []
+
+
 @pytest.mark.parametrize(
     ("word", "near"), [("plann", "plan"), ("verfy", "verify"), ("stats", "status"), ("passwort", "password")]
 )
@@ -326,6 +361,23 @@ def test_no_password_is_ever_printed(box: Box, capsys: pytest.CaptureFixture[str
     assert [row["service"] for row in told(capsys)["data"]["accounts"]] == ["n8n"]
 
 
+@pytest.mark.parametrize("made_from", ["local", "me@server"])
+def test_where_a_password_is_is_said_for_whoever_asks(
+    made_from: str, box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A box that was made over SSH may be asked on the spot, and the other way round."""
+    box.state = machines.box(machines.plan(box.report, {"host": made_from}))
+    assert run(["password", "n8n"]) == 0
+    assert "password: sudo cat /etc/ownstack/secrets/n8n_owner_password" in capsys.readouterr().out
+    assert run(["password", "n8n", "--host", "you@other"]) == 0
+    assert "password: ssh you@other sudo cat /etc/ownstack/secrets/n8n_owner_password" in capsys.readouterr().out
+
+
+def test_what_a_box_records_does_not_depend_on_how_it_was_reached() -> None:
+    first, second = (machines.box(machines.plan(flags={"host": host})) for host in ("local", "me@server"))
+    assert first.manifest == second.manifest
+
+
 def test_an_unknown_service_is_named_with_the_nearest(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["restart", "qdrannt"]) == 2
     assert "did you mean `qdrant`?" in capsys.readouterr().err
@@ -346,12 +398,41 @@ def test_addresses_work_from_where_the_user_sits(monkeypatch: pytest.MonkeyPatch
     assert "127.0.0.1" not in said
 
 
+def tunnelled(monkeypatch: pytest.MonkeyPatch, interrupted: bool, words: bytes = b"") -> list[str]:
+    """A tunnel that stands until Ctrl-C, or breaks with ssh's last words."""
+    ended: list[str] = []
+
+    def wait() -> int:
+        if interrupted:
+            raise KeyboardInterrupt
+        return 255
+
+    process = SimpleNamespace(wait=wait, terminate=lambda: ended.append("terminated"), stderr=io.BytesIO(words))
+    monkeypatch.setattr("ownstack.cli.open.tunnel", lambda target, forwards: process)
+    monkeypatch.setattr("ownstack.cli.open.signal.signal", lambda *_: None)
+    return ended
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_open_tells_when_its_tunnel_breaks(
+    as_json: list[str], box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = tunnelled(monkeypatch, interrupted=False, words=b"client_loop: send disconnect: Broken pipe\n")
+    assert run(["open", "--host", "me@server", "--no-browser", *as_json]) == 4
+    seen = capsys.readouterr()
+    assert "the tunnel to me@server ended: client_loop: send disconnect: Broken pipe" in seen.err
+    assert ended == ["terminated"]
+    if as_json:
+        assert json.loads(seen.out)["data"]["address"].startswith("http://127.0.0.1:")
+    ended = tunnelled(monkeypatch, interrupted=True)
+    assert run(["open", "--host", "me@server", "--no-browser", *as_json]) == 0
+    assert ended == ["terminated"]
+
+
 def test_open_says_where_webhooks_are_when_the_port_is_taken_here(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = SimpleNamespace(wait=lambda: 0, terminate=lambda: None)
-    monkeypatch.setattr("ownstack.cli.open.tunnel", lambda target, forwards: ended)
-    monkeypatch.setattr("ownstack.cli.open.signal.signal", lambda *_: None)
+    tunnelled(monkeypatch, interrupted=True)
     for shift, told_so in ((0, False), (1000, True)):
         monkeypatch.setattr("ownstack.cli.open.free_port", functools.partial(lambda by, port: port + by, shift))
         assert run(["open", "--host", "me@server", "--no-browser"]) == 0

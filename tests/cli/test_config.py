@@ -142,6 +142,12 @@ def test_all_settings_are_shown_with_their_origin(
     assert lines["qdrant.port"].endswith("7001   # ownstack.toml")
     assert lines["ollama.port"].endswith("7102   # environment")
     assert lines["n8n.port"].endswith("5678   # default")
+    assert run(["config", "--origin", "--set", "ollama.port=7103", "--set", 'folders.docs.path="/srv/docs"',
+                "--set", 'folders.docs.service="n8n"']) == 0  # fmt: skip
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["ollama.port"].endswith("7103   # flag")
+    assert lines["folders.docs.path"].endswith('"/srv/docs"   # flag')
+    assert lines["qdrant.port"].endswith("7001   # ownstack.toml")
     assert run(["config", "--json"]) == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["data"]
     assert {"key": "ollama.port", "value": 7102, "origin": "environment"} in rows

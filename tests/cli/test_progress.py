@@ -52,6 +52,15 @@ def test_the_role_that_failed_is_marked(clock: list[float], capsys: pytest.Captu
     assert "failed" in failed
 
 
+def test_verbose_names_each_operation(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    for verbose in (False, True):
+        with Progress(verbose=verbose) as shown:
+            for name in ("Base: folders", "Qdrant: program", "Qdrant: service"):
+                shown({"event": "operation", "name": name})
+        said = capsys.readouterr().err
+        assert all(f"  {name}\n" in said for name in ("Qdrant: program", "Qdrant: service")) == verbose
+
+
 def test_json_keeps_the_line_clean(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(quiet=True) as shown:
         shown({"event": "operation", "name": "Base: folders"})

@@ -112,36 +112,41 @@ def run(arguments: list[str]) -> int:
     from .output import fail
 
     name = next((word for word in arguments if not word.startswith("-")), "")
-    as_json = "--json" in arguments
     try:
         result = cli.main(arguments, prog_name="ownstack", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except OwnstackError as error:
-        return fail(name, as_json, error, error.exit_code, verbose="-vv" in arguments)
     except click.exceptions.NoArgsIsHelpError as error:  # `ownstack` alone is a question, not a mistake
         click.echo(error.format_message(), err=True)
         return 2
-    except click.ClickException as error:
-        hint = (
-            f"`ownstack {name} --help` lists the options"
-            if name in COMMANDS
-            else "`ownstack --help` lists the commands"
-        )
-        wrapped = OwnstackError(error.format_message(), hint=hint, code="usage")
-        return fail(name, as_json, wrapped, 2)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return fail(
-            name,
-            as_json,
-            OwnstackError("interrupted", hint="run the same command again: it goes on", code="interrupted"),
-            130,
-        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a file that was named cannot be read or written
-        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        wrapped = OwnstackError(told, hint="name a file that can be read and written", code="file")
-        return fail(name, as_json, wrapped, 2, verbose="-vv" in arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        told, status = as_told(name, error)
+        if told is not error:
+            told.__cause__ = error
+        return fail(name, "--json" in arguments, told, status, verbose=level(arguments) > 1)
+
+
+def level(arguments: list[str]) -> int:
+    """How often `-v` was said."""
+    return sum(len(word) - 1 for word in arguments if word.strip("v") == "-") + arguments.count("--verbose")
+
+
+def as_told(name: str, error: BaseException) -> tuple[OwnstackError, int]:
+    """An exception as people and programs are told it, and the exit status."""
+    if isinstance(error, OwnstackError):
+        return error, error.exit_code
+    if isinstance(error, click.ClickException):
+        known = name in COMMANDS
+        hint = f"`ownstack {name} --help` lists the options" if known else "`ownstack --help` lists the commands"
+        return OwnstackError(error.format_message(), hint=hint, code="usage"), 2
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return OwnstackError("interrupted", hint="run the same command again: it goes on", code="interrupted"), 130
+    if isinstance(error, OSError):  # a file that was named cannot be read or written
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return OwnstackError(words, hint="name a file that can be read and written", code="file"), 2
+    words = f"{type(error).__name__}: {error}"
+    return OwnstackError(words, hint="this is a fault of ownstack; with `-vv` it says more", code="internal"), 1

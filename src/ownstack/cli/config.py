@@ -73,15 +73,16 @@ def set_line(text: str, key: str, value: str) -> str:
 
 @click.group(invoke_without_command=True)
 @click.option("--config", "config_file", default=None, help="Settings file (default: ownstack.toml).")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting for this run.")
 @click.option("--origin", is_flag=True, help="Say where each value came from.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope.")
 @click.pass_context
-def config(context: click.Context, config_file: str | None, origin: bool, as_json: bool) -> int:
+def config(context: click.Context, config_file: str | None, sets: tuple[str, ...], origin: bool, as_json: bool) -> int:
     """Show all settings, or change one: `ownstack config set network.n8n internet`."""
     context.obj = config_file
     if context.invoked_subcommand is not None:
         return 0
-    rows = list(read_settings(config_file, ()).flat())
+    rows = list(read_settings(config_file, sets).flat())
     if as_json:
         emit_json("config", [{"key": key, "value": value, "origin": where} for key, value, where in rows])
         return 0

@@ -56,7 +56,7 @@ def down(
         activate()
         from deploy import remove
 
-        with Progress(quiet=as_json) as progress:
+        with Progress(quiet=as_json, verbose=verbose > 0) as progress:
             result = execute(site.session, remove, progress, plan=plan, purge=purge, packages=packages)
     if as_json:
         emit_json("down", {"removed": goes, "kept": stays, "changed": result.changed})

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import ConfigError, RunError
-from .output import emit_json, note, say
+from ..errors import ConfigError, RunError, UnreachableError
+from .output import emit_json, fail, note, say
 from .site import open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -107,6 +107,10 @@ def open(
                 note(f"n8n shows its webhooks with port {remote}; from here they are at http://127.0.0.1:{local}/")
         note("The tunnel stays open until you press Ctrl-C.")
         process.wait()
+        words = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+        message = f"the tunnel to {target.name} ended{': ' if words else ''}{words}"
+        error = UnreachableError(message, hint="run the same command again: it makes a new one")
+        return fail("open", False, error, error.exit_code)  # the one envelope has been printed
     except KeyboardInterrupt:
         note("")
     finally:

@@ -11,13 +11,15 @@ from .output import note, size, style
 
 WIDTH = 100
 PLAIN_EVERY_S = 20.0
+CLEAR = "\r\x1b[K"
 
 
 class Progress:
     """Listens to the events of a run; at the end one line a role. Use as a context manager."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet
+        self.verbose = verbose and not quiet
         self.live = sys.stderr.isatty() and not quiet
         self.role = ""
         self.began = time.monotonic()
@@ -34,7 +36,7 @@ class Progress:
     ) -> None:
         self._next("")
         if self.live:
-            sys.stderr.write("\r\x1b[K")
+            sys.stderr.write(CLEAR)
         for role, seconds in self.seconds.items():
             bad = kind is not None and role == list(self.seconds)[-1]
             mark = style("failed", "red") if bad else style("done", "green")
@@ -45,7 +47,10 @@ class Progress:
         if event["event"] == "operation":
             role, _, what = str(event["name"]).rpartition(": ")
             self._next(role or self.role)
-            self._show(what or event["name"])
+            if self.verbose:
+                note(f"{CLEAR if self.live else ''}  {event['name']}")
+            else:
+                self._show(what or event["name"])
         elif event["event"] == "progress":
             self._show(self._bytes(event))
 
@@ -75,7 +80,7 @@ class Progress:
         self.shown = text
         line = f"  {self.role or 'ownstack'}  {text}"[:WIDTH]
         if self.live:
-            sys.stderr.write(f"\r\x1b[K{line}")
+            sys.stderr.write(f"{CLEAR}{line}")
             sys.stderr.flush()
         elif time.monotonic() - self.told > PLAIN_EVERY_S:  # a log file is not filled with progress
             self.told = time.monotonic()

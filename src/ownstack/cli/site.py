@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import __version__
 from ..errors import ConfigError, RunError
 from .output import note
 
@@ -46,7 +47,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Read sudo's password from FILE, `-` for stdin.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope."),
-            click.option("-v", "--verbose", count=True, help="Say more; -vv with tracebacks."),
+            click.option("-v", "--verbose", count=True, help="Say each operation of a run; -vv: tracebacks too."),
         ]
     ):
         command = option(command)
@@ -87,17 +88,37 @@ class Site:
 
         if self.sources is None:
             self.sources = ask_sources(self.session, self.data, self.settings)
-        return choose(self.report, self.settings, self.data, self.sources, self.state)
+        with self._record():
+            return choose(self.report, self.settings, self.data, self.sources, self.state)
 
     def recorded_plan(self) -> Plan:
-        """The Plan that the box records. Raises RunError where no box stands."""
+        """The Plan that the box records, for whoever asks now. Raises RunError where no box stands."""
         from ..plan import Plan
 
         if not self.state.stands or self.state.manifest is None:
             raise RunError(
                 f"there is no box on {self.session.target.name}", hint="`ownstack up` makes one", code="no-box"
             )
-        return Plan.model_validate(self.state.manifest["plan"])
+        with self._record():
+            plan = Plan.model_validate(self.state.manifest["plan"])
+        # the box may have been made from elsewhere, or under another name
+        return plan.model_copy(update={"host": plan.host.model_copy(update={"target": self.settings.base.host})})
+
+    @contextlib.contextmanager
+    def _record(self) -> Iterator[None]:
+        """Raises ConfigError where the box's record is one that this version cannot read."""
+        from pydantic import ValidationError
+
+        try:
+            yield
+        except ValidationError as error:
+            made = (self.state.manifest or {}).get("kit_version", "unknown")
+            raise ConfigError(
+                f"the record of the box on {self.session.target.name} cannot be read: it was made by ownstack {made}, "
+                f"this is {__version__}",
+                hint=f"use ownstack {made} for this box",
+                code="record",
+            ) from error
 
 
 @contextlib.contextmanager

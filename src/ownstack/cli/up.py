@@ -95,7 +95,7 @@ def up(
         activate()
         from deploy import apply
 
-        with Progress(quiet=as_json) as progress:
+        with Progress(quiet=as_json, verbose=verbose > 0) as progress:
             result = execute(site.session, apply, progress, plan=plan)
         if not as_json:
             note(

@@ -105,8 +105,12 @@ def downloads(plan: Plan) -> dict[str, Any]:
 
 
 def manifest_values(plan: Plan) -> dict[str, Any]:
-    """What the box records of itself. Holds no secret and nothing that changes from run to run."""
-    steady = plan.model_copy(update={"state_hash": "", "reasons": (), "warnings": ()})
+    """What the box records of itself. Holds no secret and nothing that changes from run to run.
+
+    The name by which the host was reached is the caller's: from the host itself it is another.
+    """
+    host = plan.host.model_copy(update={"target": ""})
+    steady = plan.model_copy(update={"host": host, "state_hash": "", "reasons": (), "warnings": ()})
     services = [
         {
             **units.service_spec(plan, service, role.files(plan)),
