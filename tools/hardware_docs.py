@@ -57,7 +57,9 @@ Integrated graphics beside a card are dropped. Alone they are dropped as well, u
 ({integrated}). Software renderers (llvmpipe, SwiftShader) are named and never counted; `[hardware] allow_software_gpu`
 lets them, for tests. Displays of virtual machines and of servers' management chips compute nothing.
 
-A card of a laptop that is asleep is not woken when its size is in the table; `detect --wake` wakes and measures it.
+A card of a laptop that is asleep is not woken when its size is in the table. Then `usable` says what is expected of
+such a card, each value says that it is from the table or the driver's files, and what only the card knows is unknown.
+`detect --wake` wakes and measures it.
 
 | what the engine needs | |
 | --- | --- |
@@ -79,7 +81,9 @@ only: nothing tells it of a resume.
 
 When something is wrong the known remedies are tried in order, each followed by a measured answer: load `nvidia_uvm`
 anew (as root, where the module may be unloaded), then restart the engine. What did not help is not repeated for six
-hours. `ownstack status` and the check `ollama-gpu-watch` say what happened and when.
+hours. `ownstack status` and the check `ollama-gpu-watch` say what happened and when. An engine that has just been
+started is given twenty seconds to answer. `ownstack verify` waits for a look that is going on, and asks once more
+where a remedy restarted the engine under a check.
 
 | code | meaning |
 | --- | --- |

@@ -38,7 +38,11 @@ def test_a_failure_is_an_error_with_its_id_and_never_cpu_only(capsys: pytest.Cap
     seen = capsys.readouterr()
     assert "HW-NVIDIA-DRIVER-MISMATCH" in seen.out
     assert "gpu         not known" in seen.out
-    assert "hint: reboot the machine" in seen.err
+    assert "fix       reboot the machine" in seen.out
+    assert "error: `ownstack up` stops here: HW-NVIDIA-DRIVER-MISMATCH" in seen.err
+    assert "--cpu-only" in seen.err
+    both = seen.out + seen.err
+    assert both.count("reboot the machine") == both.count("have different versions") == 1, "told once, not twice"
     assert run(["detect", "--from", path, "--json"]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["schema"] == "ownstack/detect/1"
@@ -52,6 +56,15 @@ def test_cpu_only_is_the_way_to_go_on(capsys: pytest.CaptureFixture[str]) -> Non
     seen = capsys.readouterr().out
     assert "override    cpu_only = True" in seen
     assert "note        HW-NVIDIA-DRIVER-MISMATCH" in seen
+
+
+def test_a_sleeping_card_is_shown_with_what_is_known_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["detect", "--from", str(PROBES / "hybrid-laptop-asleep.json")]) == 0
+    seen = capsys.readouterr().out
+    assert "memory      8.0 GiB (table), free unknown (asleep, and not woken to ask)" in seen
+    assert "target      8.9 (table)" in seen
+    assert "usable      expected: compute capability 8.9, driver 610.43.02; from the table" in seen
+    assert "usable      yes" not in seen
 
 
 def test_raw_saves_what_from_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

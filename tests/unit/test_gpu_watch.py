@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import gpu
+from ownstack.runner import gpu, ollama
+from ownstack.runner.core import StepError
 
 LIST = "#!/bin/sh\ncat <<'END'\nGPU 0: NVIDIA GeForce RTX 3060 (UUID: GPU-00000000-0000-4000-8000-000000000000)\nEND\n"
 GONE = "#!/bin/sh\necho 'No devices were found'; exit 6\n"
@@ -108,7 +109,7 @@ def tool(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str) 
 def look(engine: Engine, folder: Path, **more: Any) -> dict[str, Any]:
     spec = {
         "url": engine.url, "manager": "systemd", "unit": "ownstack-ollama", "backend": "vulkan", "model": "chat",
-        "planned_tps": 30.0, "cards": 1, "state": str(folder / "watch" / "state.json"), **more,
+        "planned_tps": 30.0, "cards": 1, "patience": 0.3, "state": str(folder / "watch" / "state.json"), **more,
     }  # fmt: skip
     data: dict[str, Any] = gpu.watch(spec, lambda event: None)["data"]
     return data
@@ -255,6 +256,48 @@ def test_the_timer_and_the_resume_hook_do_not_meet(engine: Engine, boss: Boss, t
         assert alone
         assert look(engine, tmp_path)["what"] == "another look is going on"
     assert not (tmp_path / "watch" / "state.json").exists()
+
+
+def test_an_engine_that_is_just_starting_is_given_a_moment(
+    engine: Engine, boss: Boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` restarts the engine: a look in that second must not restart it once more."""
+    real = ollama.ps
+    asked: list[int] = []
+
+    def silent_once(spec: Any, emit: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 1:
+            raise StepError("connection refused")
+        return real(spec, emit)
+
+    monkeypatch.setattr(ollama, "ps", silent_once)
+    assert look(engine, tmp_path)["ok"]
+    assert boss.done == []
+
+
+def test_who_asks_waits_for_a_look_and_learns_of_its_remedy(engine: Engine, boss: Boss, tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"state": str(tmp_path / "watch" / "state.json"), "seconds": 20}
+
+    def settled() -> dict[str, Any]:
+        data: dict[str, Any] = gpu.settled(spec, lambda event: None)["data"]
+        return data
+
+    assert (settled()["remedied"], settled()["busy"]) == (0, False)
+    assert not (tmp_path / "watch").exists(), "asking leaves nothing behind"
+    with gpu.only_one(spec["state"] + ".lock"):
+        assert gpu.settled({**spec, "seconds": 0}, lambda event: None)["data"]["busy"]
+        done: list[dict[str, Any]] = []
+        looking = threading.Thread(target=lambda: done.append(settled()))
+        looking.start()
+        looking.join(0.5)
+        assert not done, "it waits while the watch looks"
+    looking.join(20)
+    assert done[0]["busy"] is False
+    engine.on_card = False
+    look(engine, tmp_path)
+    assert boss.done == ["restart"]
+    assert settled()["remedied"] == written(tmp_path)["events"][-1]["time"] > 0
 
 
 def test_a_process_that_holds_no_card_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ def describe_gpu(gpu: Gpu) -> list[str]:
         runtime = f", {gpu.runtime_version.value}" if gpu.runtime_version.value else ""
         floor = f"; the engine needs {gpu.driver_floor.value}" if gpu.driver_floor.value else ""
         lines.append(f"driver      {shown(gpu.driver_version)}{runtime}{floor}")
-    lines.append(f"usable      {'yes' if gpu.usable else 'no'}{': ' + gpu.why if gpu.why else ''}")
+    usable = "no" if not gpu.usable else "expected" if gpu.asleep else "yes"
+    lines.append(f"usable      {usable}{': ' + gpu.why if gpu.why else ''}")
     return [lines[0], *("  " + line for line in lines[1:])]
 
 
@@ -145,4 +146,11 @@ def detect(
         return error.exit_code if error else 0
     for line in describe(report):
         say(line)
-    return fail("detect", False, error, error.exit_code) if error else 0
+    if error is None:
+        return 0
+    # the report above has told each problem and its fix
+    names = ", ".join(problem.id for problem in report.fatal)
+    told = DetectionError(
+        f"`ownstack up` stops here: {names}", hint="mend that, or add `--cpu-only` to go on knowingly"
+    )
+    return fail("detect", False, told, error.exit_code)

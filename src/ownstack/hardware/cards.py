@@ -78,13 +78,13 @@ def support() -> dict[str, Any]:
 
 
 @cache
-def bandwidths() -> dict[str, float]:
-    """Bytes per second by simplified name, from the card table of `fitting` where the kit has one."""
+def named() -> dict[str, dict[str, Any]]:
+    """Rows by simplified name, from the card table of `fitting` where the kit has one."""
     path = Path(__file__).parent.parent / "fitting" / "data" / "cards.toml"
     if not path.is_file():
         return {}
     vendors = tomllib.loads(path.read_text(encoding="utf-8")).get("cards", {}).values()
-    return {simple(row["name"]): row["gbs"] * 1e9 for rows in vendors for row in rows if row.get("gbs")}
+    return {simple(row["name"]): row for rows in vendors for row in rows}
 
 
 def simple(name: str) -> str:
@@ -97,7 +97,16 @@ def simple(name: str) -> str:
 def table_bandwidth(name: str, pci: str = "", card: Card | None = None) -> Reading[float]:
     """Memory bandwidth by name, then by PCI id. Never a near match: another card's is worse than none."""
     card = card or devices().get(pci)
-    value = bandwidths().get(simple(name)) or (card.bandwidth if card else None)
+    told = named().get(simple(name), {}).get("gbs")
+    value = told * 1e9 if told else card.bandwidth if card else None
     if value is None:
         return Reading[float].unknown(f"{name or pci} is not in the table")
     return Reading[float](value=value, source="table")
+
+
+def table_capability(name: str) -> Reading[str]:
+    """Compute capability by name, for a card that is not asked."""
+    value = named().get(simple(name), {}).get("cc")
+    if not value:
+        return Reading[str].unknown(f"{name} is not in the table")
+    return Reading[str](value=str(value), source="table")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .cards import devices, support, table_bandwidth, tables
+from .cards import devices, support, table_bandwidth, table_capability, tables
 from .facts import RawProbe, Row, natural
 from .problems import in_container, problem
 from .report import Gpu, GpuKind, Memory, Problem, Reading, Source
@@ -139,8 +139,8 @@ def sleeping(raw: RawProbe, cards: list[Row]) -> Found:
     gpus = []
     for row in cards:
         name, known = card_name(raw, row), devices().get(pci_id(row))
-        driver = driver_from_files(raw)
-        usable, why = engine_takes(None, driver.value)
+        driver, target = driver_from_files(raw), table_capability(name)
+        usable, why = engine_takes(target.value, driver.value)
         if known is None or known.memory_bytes is None:
             return [], [problem(raw, "HW-GPU-ASLEEP-UNKNOWN", name)]
         gpus.append(
@@ -152,10 +152,11 @@ def sleeping(raw: RawProbe, cards: list[Row]) -> Found:
                 memory_total_bytes=Reading[int](value=known.memory_bytes, source="table"),
                 memory_free_bytes=Reading[int].unknown("asleep, and not woken to ask"),
                 bandwidth_bytes_per_s=table_bandwidth(name, pci_id(row)),
+                compute_capability=target,
                 driver_version=driver,
-                driver_floor=Reading[str](value=driver_floor(None), source="table"),
+                driver_floor=Reading[str](value=driver_floor(target.value), source="table"),
                 usable=usable,
-                why=why,
+                why=f"{why}; from the table and the driver's files, for the card sleeps and was not asked",
                 backend="cuda",
                 asleep=True,
             )

@@ -57,6 +57,32 @@ def state(spec: Spec, emit: Emit) -> Result:
     return {"changed": False, "data": read_json(spec["state"], {})}
 
 
+def settled(spec: Spec, emit: Emit) -> Result:
+    """Wait until no look is going on; then say when the watch last tried a remedy. Changes nothing.
+
+    spec: state, seconds (to wait at most). data: time (of this machine), remedied (seconds since 1970; 0: never),
+    busy (a look still goes on).
+    """
+    end = time.monotonic() + spec.get("seconds", 0)
+    while (busy := looking(spec["state"] + ".lock")) and time.monotonic() < end:
+        time.sleep(0.2)
+    events = read_json(spec["state"], {}).get("events", [])
+    remedied = max((event.get("time", 0) for event in events if event.get("remedies")), default=0)
+    return {"changed": False, "data": {"time": now(), "remedied": remedied, "busy": busy}}
+
+
+def looking(path: str) -> bool:
+    """Whether a watch holds its lock."""
+    try:
+        with open(path) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def loop(spec: Spec, emit: Emit) -> Result:
     """`watch` for ever, where no timers are (supervisord). spec: as for watch, and every_s."""
     while True:
@@ -133,14 +159,32 @@ def due(spec: Spec, before: dict[str, Any]) -> bool:
 
 
 def loaded_models(spec: Spec) -> dict[str, Any] | None:
-    """What the engine has loaded; None where the service is stopped. Raises StepError where it runs and is silent."""
+    """What the engine has loaded; None where the service is stopped. Raises StepError where it runs and is silent.
+
+    An engine that is just starting (`up`, a boot) is silent for a moment: it gets `patience` seconds.
+    """
     try:
-        return {str(k): v for k, v in ollama.ps({"url": spec["url"]}, _silent)["data"]["models"].items()}
+        return asked(spec)
     except StepError:
-        status = manager(spec).status([spec["unit"]])
-        if status and status[0]["active"]:
+        if not running(spec):
+            return None
+        with contextlib.suppress(StepError):
+            wait_ready(spec["url"] + "/api/version", spec.get("patience", 20), "ollama")
+    try:
+        return asked(spec)
+    except StepError:
+        if running(spec):
             raise
         return None
+
+
+def asked(spec: Spec) -> dict[str, Any]:
+    return {str(k): v for k, v in ollama.ps({"url": spec["url"]}, _silent)["data"]["models"].items()}
+
+
+def running(spec: Spec) -> bool:
+    status = manager(spec).status([spec["unit"]])
+    return bool(status and status[0]["active"])
 
 
 def missing_cards(spec: Spec) -> str:
@@ -404,4 +448,4 @@ def disarm(spec: Spec, emit: Emit) -> Result:
     return {"changed": True}
 
 
-STEPS = {"arm": arm, "disarm": disarm, "loop": loop, "state": state, "watch": watch}
+STEPS = {"arm": arm, "disarm": disarm, "loop": loop, "settled": settled, "state": state, "watch": watch}
