@@ -11,6 +11,9 @@ from click.testing import CliRunner
 
 from ownstack.cli.fit import fit
 from ownstack.fitting.sizes import parse_size
+from ownstack.hardware.facts import load
+from ownstack.hardware.interpret import interpret
+from tests.fixtures.machines import PROBES
 from tests.unit.fitting.golden import small_llama
 
 MIB, GIB = 2**20, 2**30
@@ -48,6 +51,188 @@ def test_one_model_as_json() -> None:
     assert 0 < speed["low"] < speed["mid"] < speed["high"]
     assert row["verdict"] == "fits"
     assert set(row["provenance"]) >= {"weights", "cache", "compute", "overhead", "speed"}
+
+
+TRIPLE = {"low", "mid", "high"}
+
+
+def keys(value: Any, name: str = "") -> set[str]:
+    """Every path of an object's keys; lists are looked into by their first element."""
+    if isinstance(value, list):
+        return keys(value[0], name + "[]") if value and isinstance(value[0], dict) else {name}
+    if not isinstance(value, dict):
+        return {name}
+    return {path for key, inner in value.items() for path in keys(inner, f"{name}.{key}".lstrip("."))}
+
+
+PARTS = {"weights", "kv", "recurrent", "compute", "total"}
+ROW = (
+    {"model", "quant", "ctx", "kv_type", "parallel", "batch", "flash_attn", "verdict", "reasons"}
+    | {"gpu_layers.n", "gpu_layers.of", "gpu_layers.expert_layers_on_host"}
+    | {f"memory.gpu[].{part}" for part in PARTS | {"overhead.low", "overhead.high"}}
+    | {f"memory.host.{part}" for part in PARTS | {"output"}}
+    | {f"speed.{rate}.{end}" for rate in ("decode_tps", "prefill_tps", "first_token_s") for end in TRIPLE}
+    | {"speed.at_ctx"}
+    | {f"provenance.{part}" for part in ("weights", "cache", "compute", "overhead", "speed", "source", "verified")}
+)
+
+
+def test_the_json_has_exactly_these_keys() -> None:
+    """Programs rely on them: a key that comes or goes is a change of `ownstack/fit/1`."""
+    row = data("--gpu", "RTX 4090", "--model", "qwen3:14b")
+    assert keys(row) == ROW
+    listed = data("--gpu", "RTX 4090", "--all")
+    assert set(listed) == {"best", "machine", "candidates"}
+    for candidate in listed["candidates"]:
+        assert keys(candidate) <= ROW | {"memory.gpu[].projector", "memory.host.projector"}
+        assert set(candidate) == set(row)
+    assert keys(listed["best"]) == {"model", "ctx", "spare", *(f"decode_tps.{end}" for end in TRIPLE)}
+
+
+@pytest.mark.parametrize("machine", [("--gpu", "RTX 4060"), ("--gpu", "2x RTX 3090"), ("--vram", "0")])
+def test_bytes_throughout_and_totals_that_add_up(machine: tuple[str, ...]) -> None:
+    for row in data(*machine, "--all")["candidates"]:
+        for part in (*row["memory"]["gpu"], row["memory"]["host"]):
+            counted = {k: v for k, v in part.items() if k not in {"total", "overhead"}}
+            assert all(type(v) is int for v in counted.values()), row["model"]
+            assert sum(counted.values()) == part["total"], row["model"]
+        assert row["verdict"] in {"fits", "partial", "does-not-fit"}
+        assert row["reasons"]
+        decode = row["speed"]["decode_tps"]
+        assert 0 < decode["low"] < decode["mid"] < decode["high"]
+
+
+def test_the_first_sentences_model_leads_the_table() -> None:
+    """Also where it lies partly on the CPU, and others wholly on the card."""
+    for card in ("RTX 3060", "RTX 4060", "RTX 4090"):
+        found = data("--gpu", card)
+        assert found["candidates"][0]["model"] == found["best"]["model"]
+        lines = run("--gpu", card).stdout.splitlines()
+        assert found["best"]["model"] in lines[0]
+        assert found["best"]["model"] in lines[4]
+
+
+def test_sorts_and_uses() -> None:
+    names = [row["model"] for row in data("--gpu", "RTX 4090", "--sort", "name")["candidates"]]
+    assert names == sorted(names)
+    fast = data("--gpu", "RTX 4090", "--sort", "speed")["candidates"]
+    speeds = [row["speed"]["decode_tps"]["mid"] for row in fast if row["verdict"] == "fits"]
+    assert speeds == sorted(speeds, reverse=True)
+    small = data("--gpu", "RTX 4090", "--sort", "memory")["candidates"]
+    needs = [sum(gpu["total"] for gpu in row["memory"]["gpu"]) for row in small]
+    assert needs == sorted(needs)
+    code = {row["model"] for row in data("--gpu", "RTX 4090", "--for", "code")["candidates"]}
+    assert "qwen2.5-coder:32b" in code
+    assert code != {row["model"] for row in data("--gpu", "RTX 4090", "--for", "vision")["candidates"]}
+    assert run("--gpu", "RTX 4090", "--for", "code").stdout.startswith("Best for code here: ")
+
+
+def test_settings_change_what_they_should() -> None:
+    asked = ("--vram", "unlimited", "--model", "llama3.1:8b", "--ctx", "8192", "--batch", "512")
+    plain = data(*asked)["memory"]["gpu"][0]
+    quantised = data(*asked, "--kv-type", "q8_0")["memory"]["gpu"][0]
+    assert quantised["kv"] == plain["kv"] * 34 // 64
+    assert quantised["compute"] >= 8192 * 8 * (128 + 128) * 2, "CUDA's F16 copy of one layer is in `compute`"
+    assert data(*asked, "--kv-type", "q4_0")["memory"]["gpu"][0]["kv"] == plain["kv"] * 18 // 64
+    assert data(*asked, "--flash-attn", "off")["memory"]["gpu"][0]["compute"] > 4 * plain["compute"]
+    assert data(*asked[:-1], "2048")["memory"]["gpu"][0]["compute"] == 4 * plain["compute"]
+
+
+def test_a_context_beyond_the_trained_one_is_never_cut_in_silence() -> None:
+    row = data("--vram", "unlimited", "--model", "llama2:7b", "--ctx", "32768")
+    assert row["ctx"] == 32768
+    assert any("trained for 4096 tokens" in reason for reason in row["reasons"])
+    rows = {row["model"]: row for row in data("--vram", "unlimited", "--all", "--ctx", "32768")["candidates"]}
+    assert rows["llama2:7b"]["ctx"] == 4096
+    assert any("trained for 4096 tokens" in reason for reason in rows["llama2:7b"]["reasons"])
+    assert not any("trained for" in reason for reason in rows["llama3.1:8b"]["reasons"])
+
+
+def change_of(row: dict[str, Any]) -> str:
+    advice = [reason for reason in row["reasons"] if reason.startswith("would fit with ")]
+    return advice[0].removeprefix("would fit with ") if advice else ""
+
+
+ALL = ("--gpu-layers", "all")
+
+
+@pytest.mark.parametrize(
+    ("asked", "change"),
+    [
+        # 8 GiB of cache at 65536 tokens and 4.6 GiB of weights: half of the cache will do
+        (("--vram", "11GiB", "--model", "llama3.1:8b", "--ctx", "65536", *ALL), "--kv-type q8_0"),
+        # a cache that is quantised already: the context has to be shorter
+        (("--vram", "8GiB", "--model", "llama3.1:8b", "--ctx", "131072", *ALL, "--kv-type", "q4_0"), "--ctx 65536"),
+        # weights of 14.9 GiB: neither helps
+        (("--vram", "12GiB", "--model", "llama3.1:8b", "--quant", "F16", *ALL), "--quant Q8_0"),
+        (("--vram", "6GiB", "--model", "mixtral:8x7b", *ALL), "--gpu-layers fit"),
+        (("--vram", "6GiB", "--model", "llama3.1:405b"), ""),
+    ],
+)
+def test_the_nearest_change_makes_it_fit(asked: tuple[str, ...], change: str) -> None:
+    row = data(*asked)
+    assert row["verdict"] == "does-not-fit"
+    assert change_of(row) == change
+    if change:
+        assert data(*asked, *change.split())["verdict"] != "does-not-fit"
+
+
+def test_a_misfit_in_the_list_and_a_file_get_the_same_advice(tmp_path: Path) -> None:
+    listed = data("--vram", "4GiB", "--ram", "6GiB", "--all", "--ctx", "32768")["candidates"]
+    advised = [change_of(row) for row in listed if change_of(row)]
+    assert advised
+    text = run("--vram", "4GiB", "--ram", "6GiB", "--all", "--ctx", "32768").stdout
+    assert f"try {advised[0]}" in text
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(small_llama())
+    asked = ("--gguf", str(path), "--vram", "700MiB", "--ctx", "1048576", *ALL)
+    row = data(*asked)
+    assert row["verdict"] == "does-not-fit"
+    assert change_of(row)
+    assert data(*asked, *change_of(row).split())["verdict"] == "fits"
+
+
+def test_every_number_says_where_it_is_from(tmp_path: Path) -> None:
+    known = data("--gpu", "RTX 4090", "--model", "qwen3:14b")["provenance"]
+    assert known["weights"] == "rule of the quantisation mixture"
+    assert known["compute"] == "stored constant"
+    assert known["overhead"] == "interval seen in logs"
+    assert known["speed"].endswith("GPU memory 1008 GB/s (table)")
+    assert known["verified"] == "golden"
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(small_llama())
+    own = data("--gguf", str(path), "--vram", "0")["provenance"]
+    assert (own["weights"], own["compute"], own["overhead"]) == ("tensor table", "replay", "")
+    assert "RAM 40 GB/s (assumed: two channels of DDR4)" in own["speed"]
+    guessed = data("--vram", "24GiB", "--model", "qwen3:14b")["provenance"]
+    assert "200 GB/s (assumed)" in guessed["speed"]
+    assert data("--gpu", "RX 7900 XTX", "--model", "qwen3:14b")["provenance"]["overhead"] == "assumed interval"
+
+
+@pytest.mark.parametrize("saved", ["raw", "json"])
+def test_a_saved_report_stands_for_the_machine(saved: str, tmp_path: Path) -> None:
+    path = PROBES / "rtx-4090.json"
+    if saved == "json":
+        path = tmp_path / "report.json"
+        report = interpret(load(PROBES / "rtx-4090.json"))
+        path.write_text(json.dumps({"schema": "ownstack/detect/1", "data": report.model_dump(mode="json")}))
+    found = data("--from", str(path))
+    (gpu,) = found["machine"]["gpus"]
+    assert gpu["name"] == "NVIDIA GeForce RTX 4090"
+    assert gpu["free"] < gpu["total"] == 24564 * MIB, "what is free counts, not what the card has"
+
+
+def test_another_machine_is_asked_over_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--host` goes the way of `detect --host`, which the end-to-end tests walk."""
+    asked: list[str] = []
+
+    def seen(host: str, **_: Any) -> Any:
+        asked.append(host)
+        return load(PROBES / "rtx-4090.json")
+
+    monkeypatch.setattr("ownstack.cli.detect.observe", seen)
+    assert data("--host", "user@server")["machine"]["gpus"][0]["name"] == "NVIDIA GeForce RTX 4090"
+    assert asked == ["user@server"]
 
 
 def test_context_is_of_one_request() -> None:

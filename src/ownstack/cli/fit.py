@@ -49,7 +49,7 @@ def gpu_words(text: str) -> tuple[int, str]:
 
 def declared_machine(asked: Asked, data: FitData) -> Machine:
     """The machine that the options describe."""
-    from ..fitting.machine import BACKENDS, Device, declared, overhead
+    from ..fitting.machine import BACKENDS, UNKNOWN_BANDWIDTH, Device, declared, overhead
     from ..fitting.sizes import parse_size
 
     ram = parse_size(asked.ram, "--ram") if asked.ram else 32 * 2**30
@@ -57,7 +57,9 @@ def declared_machine(asked: Asked, data: FitData) -> Machine:
         size = parse_size(asked.vram, "--vram")
         if not size:
             return declared((), ram)
-        device = Device("a card", "nvidia", size, size, 0.0, overhead=overhead("cuda"))
+        device = Device(
+            "a card", "nvidia", size, size, UNKNOWN_BANDWIDTH, overhead=overhead("cuda"), bandwidth_source="assumed"
+        )
         return declared((device,), ram)
     count, name = gpu_words(asked.gpu)
     card = data.cards.find(name)
@@ -110,7 +112,8 @@ def one_row(data: FitData, machine: Machine, want: Request, model: str, gguf: Pa
 
         header = read_header(gguf)
         found = model_of_header(header, gguf.name)
-        return rows.make_row(found, machine, want, tag=model or gguf.name, file_bytes=header.file_bytes)
+        row = rows.make_row(found, machine, want, tag=model or gguf.name, file_bytes=header.file_bytes)
+        return rows.with_change(rows.with_limit(row, row.settings.context), machine, want)
     if not quant:
         from ..fitting.store import find
 
@@ -120,12 +123,7 @@ def one_row(data: FitData, machine: Machine, want: Request, model: str, gguf: Pa
     entry, of_tag = data.catalogue.find(model)
     if quant and quant not in entry.quants:
         raise ConfigError(f"{entry.tag} has no {quant} in the catalogue", hint="known: " + ", ".join(entry.quants))
-    row = rows.entry_row(entry, quant or of_tag, machine, want)
-    if row.verdict == rows.MISFIT:
-        from dataclasses import replace
-
-        row = replace(row, change=rows.nearest_change(row, machine, want))
-    return row
+    return rows.with_change(rows.entry_row(entry, quant or of_tag, machine, want, beyond=True), machine, want)
 
 
 def all_rows(data: FitData, machine: Machine, want: Request, use: str, quant: str, sort: str, every: bool) -> list[Row]:
@@ -146,7 +144,12 @@ def all_rows(data: FitData, machine: Machine, want: Request, use: str, quant: st
         "name": lambda r: r.tag,
     }
     found.sort(key=keys[sort])
-    return found
+    return [rows.with_change(row, machine, want) for row in found]
+
+
+def best_first(found: list[Row], best: str) -> list[Row]:
+    """The model that the first sentence names leads the ranking, also where it lies partly on the CPU."""
+    return sorted(found, key=lambda row: row.tag != best)
 
 
 @click.command()
@@ -264,5 +267,7 @@ def run(
         return Result(body, lambda: [*fit_table.one(row, machine), *fit_table.measured_lines(seen)])
     found = all_rows(data, machine, want, use, quant, sort, every)
     best = fit_table.best_sentence(data, machine, use, want)
+    if best[1] is not None and sort == "rank":
+        found = best_first(found, best[1]["model"])
     listed = {"best": best[1], "machine": fit_table.machine_json(machine), "candidates": [as_json(r) for r in found]}
-    return Result(listed, lambda: fit_table.table(found, machine, want, best[0], every))
+    return Result(listed, lambda: fit_table.table(found, machine, best[0], every))

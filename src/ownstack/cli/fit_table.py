@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedError
@@ -104,10 +103,9 @@ def verdict_words(row: Row) -> str:
     return "does not fit" + (f"; try {row.change}" if row.change else "")
 
 
-def table(found: list[Row], machine: Machine, want: Request, best: str, every: bool) -> list[str]:
+def table(found: list[Row], machine: Machine, best: str, every: bool) -> list[str]:
     """The ranked table."""
     shown = found if every else [r for r in found if r.verdict != rows.MISFIT][:20]
-    shown = [replace(r, change=rows.nearest_change(r, machine, want)) if r.verdict == rows.MISFIT else r for r in shown]
     lines = [best, machine_line(machine), ""]
     head = (
         f"  {'model':26} {'quant':7} {'needs':>9} {'memory':{BAR}} {'ctx':>7} {'layers':>7} {'tokens/s':>14}  verdict"
@@ -154,6 +152,8 @@ def one(row: Row, machine: Machine) -> list[str]:
             lines.append(f"  first token of a 2,000-token prompt after {first.low:.1f} to {first.high:.1f} s")
     lines += [f"  {reason}" for reason in row.reasons]
     lines.append(f"  weights: {'tensor table' if row.exact_weights else 'rule of the mixture'}; compute: {row.how}")
+    if row.speed and not row.model.embedding_model:
+        lines.append(f"  speed: fitted on public measurements; {row.rates}")
     return lines
 
 

@@ -52,7 +52,9 @@ def apply_learned(machine: Machine) -> Machine:
         machine = replace(machine, efficiency=statistics.median(ratios))
     if overheads and machine.devices:
         span = (min(overheads), max(overheads))
-        machine = replace(machine, devices=tuple(replace(d, overhead=span) for d in machine.devices))
+        machine = replace(
+            machine, devices=tuple(replace(d, overhead=span, overhead_measured=True) for d in machine.devices)
+        )
     return machine
 
 

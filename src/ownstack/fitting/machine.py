@@ -38,6 +38,7 @@ class Device:
     unified: bool = False
     overhead: tuple[int, int] = (0, 0)
     bandwidth_source: str = ""
+    overhead_measured: bool = False
 
     @property
     def backend(self) -> str:

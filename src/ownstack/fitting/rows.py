@@ -46,6 +46,10 @@ class Row:
     quality: float = 0.0
     entry: Entry | None = None
     change: str = ""
+    file_bytes: int = 0
+    # where the driver's interval and the rates of memory came from
+    overhead_source: str = ""
+    rates: str = ""
 
     @property
     def used(self) -> int:
@@ -144,48 +148,95 @@ def make_row(
         exact_weights=entry is None or entry.exact(model.quant),
         quality=quality,
         entry=entry,
+        file_bytes=size,
+        overhead_source=overhead_source(machine),
+        rates=rates(e, machine),
     )
 
 
-def entry_row(entry: Entry, quant: str, machine: Machine, want: Request, quality: float = 0.0) -> Row:
-    """The row of a catalogue entry."""
+def overhead_source(machine: Machine) -> str:
+    """Where the interval of the driver's memory is from; empty without a GPU."""
+    if not machine.devices:
+        return ""
+    if any(d.overhead_measured for d in machine.devices):
+        return "measured on this machine by `ownstack bench`"
+    return "interval seen in logs" if machine.backend == "cuda" else "assumed interval"
+
+
+def rates(e: Estimate, machine: Machine) -> str:
+    """The bandwidths that the speed is reckoned with, each with its source."""
+    said = []
+    if machine.devices and e.gpu_layers:
+        slowest = min(machine.devices, key=lambda d: d.bandwidth or float("inf"))
+        said.append(f"GPU memory {slowest.bandwidth / 1e9:.0f} GB/s ({slowest.bandwidth_source})")
+    if not machine.devices or not e.whole:
+        said.append(f"RAM {machine.ram_bandwidth / 1e9:.0f} GB/s ({machine.ram_bandwidth_source})")
+    if machine.efficiency != 1.0:
+        said.append(f"times {machine.efficiency:.2f}, measured on this machine by `ownstack bench`")
+    return ", ".join(said)
+
+
+def entry_row(
+    entry: Entry, quant: str, machine: Machine, want: Request, quality: float = 0.0, *, beyond: bool = False
+) -> Row:
+    """The row of a catalogue entry. A context that it was not trained for is cut, and said; `beyond` keeps it."""
     quant = quant if quant in entry.quants else entry.default_quant
-    context = min(want.context or 8192, entry.context)
-    return make_row(
+    asked = want.context or min(8192, entry.context)
+    row = make_row(
         entry.model(quant),
         machine,
-        replace(want, context=context),
+        replace(want, context=asked if beyond else min(asked, entry.context)),
         tag=entry.tag,
         title=entry.title,
         file_bytes=entry.download_bytes(quant),
         entry=entry,
         quality=quality,
     )
+    return with_limit(row, asked)
+
+
+def with_limit(row: Row, asked: int) -> Row:
+    """The row with a word on a context beyond the trained one: Ollama gives no more than that."""
+    trained = row.model.context_train
+    if not trained or asked <= trained:
+        return row
+    word = f"trained for {trained} tokens: Ollama cuts a context of {asked} to that"
+    return replace(row, reasons=(*row.reasons, word))
+
+
+def with_change(row: Row, machine: Machine, want: Request) -> Row:
+    """A misfit with the nearest change that makes it fit; any other row as it is."""
+    return replace(row, change=nearest_change(row, machine, want)) if row.verdict == MISFIT else row
 
 
 def nearest_change(row: Row, machine: Machine, want: Request) -> str:
-    """The smallest change that makes a misfit fit wholly: cache type, context, or a smaller quantisation."""
-    entry, model = row.entry, row.model
-    if entry is None:
-        return ""
+    """The smallest change that makes a misfit fit: cache type, context, a smaller quantisation, or fewer layers."""
+    entry, model, context, kv_type = row.entry, row.model, row.settings.context, row.settings.kv_type
+    quants = [q for q in QUANTS if entry is not None and q in entry.quants]
+    smaller = quants[quants.index(model.quant) + 1 :] if model.quant in quants else []
+    least = min([row.model.weights.total, *(entry.model(q).weights.total for q in smaller if entry is not None)])
+    if least > sum(machine.free) + machine.ram_available:
+        return ""  # the weights alone are too large
 
-    def fits(quant: str, context: int, kv_type: str) -> bool:
-        tried = entry_row(entry, quant, machine, replace(want, context=context, kv_type=kv_type))
-        return tried.verdict == FITS
+    def fits(
+        quant: str = "", context: int = context, kv_type: str = kv_type, layers: int | str = want.gpu_layers
+    ) -> bool:
+        changed = replace(want, context=context, kv_type=kv_type, gpu_layers=layers)
+        if entry is not None:
+            return entry_row(entry, quant or model.quant, machine, changed, beyond=True).verdict != MISFIT
+        return make_row(model, machine, changed, tag=row.tag, file_bytes=row.file_bytes).verdict != MISFIT
 
-    context = row.settings.context
-    if row.settings.kv_type == "f16" and fits(model.quant, context, "q8_0"):
+    if kv_type == "f16" and row.settings.flash_attention and fits(kv_type="q8_0"):
         return "--kv-type q8_0"
     shorter = context // 2
     while shorter >= 2048:
-        if fits(model.quant, shorter, row.settings.kv_type):
+        if fits(context=shorter):
             return f"--ctx {shorter}"
         shorter //= 2
-    order = [q for q in QUANTS if q in entry.quants]
-    for quant in order[order.index(model.quant) + 1 :] if model.quant in order else []:
-        if fits(quant, context, row.settings.kv_type):
+    for quant in smaller:
+        if fits(quant):
             return f"--quant {quant}"
-    return ""
+    return "--gpu-layers fit" if want.gpu_layers != "fit" and fits(layers="fit") else ""
 
 
 def _band(band: Band | None) -> dict[str, float] | None:
@@ -213,7 +264,9 @@ def as_json(row: Row) -> dict[str, Any]:
         "gpu_layers": {"n": e.gpu_layers, "of": e.of_layers, "expert_layers_on_host": e.expert_layers_on_host},
         "memory": {
             "gpu": [_gpu(p) for p in e.gpus],
-            "host": {k: getattr(host, k) for k in ("weights", "kv", "recurrent", "compute", "output", "total")},
+            "host": {k: getattr(host, k) for k in ("weights", "kv", "recurrent", "compute", "output")}
+            | ({"projector": host.projector} if host.projector else {})
+            | {"total": host.total},
         },
         "speed": None
         if row.speed is None
@@ -229,8 +282,8 @@ def as_json(row: Row) -> dict[str, Any]:
             "weights": "tensor table" if row.exact_weights else "rule of the quantisation mixture",
             "cache": "closed form of the header",
             "compute": row.how,
-            "overhead": "interval seen in logs" if e.gpus and s.backend == "cuda" else "assumed interval",
-            "speed": "fitted on public llama-bench tables",
+            "overhead": row.overhead_source,
+            "speed": f"fitted on public llama-bench tables; {row.rates}",
             **({"source": list(row.entry.source), "verified": row.entry.verified} if row.entry else {}),
         },
     }
