@@ -212,11 +212,7 @@ def with_change(row: Row, machine: Machine, want: Request) -> Row:
 def nearest_change(row: Row, machine: Machine, want: Request) -> str:
     """The smallest change that makes a misfit fit: cache type, context, a smaller quantisation, or fewer layers."""
     entry, model, context, kv_type = row.entry, row.model, row.settings.context, row.settings.kv_type
-    quants = [q for q in QUANTS if entry is not None and q in entry.quants]
-    smaller = quants[quants.index(model.quant) + 1 :] if model.quant in quants else []
-    least = min([row.model.weights.total, *(entry.model(q).weights.total for q in smaller if entry is not None)])
-    if least > sum(machine.free) + machine.ram_available:
-        return ""  # the weights alone are too large
+    room = sum(machine.free) + (machine.ram_available if want.gpu_layers == "fit" or not machine.devices else 0)
 
     def fits(
         quant: str = "", context: int = context, kv_type: str = kv_type, layers: int | str = want.gpu_layers
@@ -226,15 +222,17 @@ def nearest_change(row: Row, machine: Machine, want: Request) -> str:
             return entry_row(entry, quant or model.quant, machine, changed, beyond=True).verdict != MISFIT
         return make_row(model, machine, changed, tag=row.tag, file_bytes=row.file_bytes).verdict != MISFIT
 
-    if kv_type == "f16" and row.settings.flash_attention and fits(kv_type="q8_0"):
-        return "--kv-type q8_0"
-    shorter = context // 2
-    while shorter >= 2048:
-        if fits(context=shorter):
-            return f"--ctx {shorter}"
-        shorter //= 2
-    for quant in smaller:
-        if fits(quant):
+    if sum(model.weights.layers) <= room:  # else only smaller weights help
+        if kv_type == "f16" and row.settings.flash_attention and fits(kv_type="q8_0"):
+            return "--kv-type q8_0"
+        shorter = context // 2
+        while shorter >= 2048:
+            if fits(context=shorter):
+                return f"--ctx {shorter}"
+            shorter //= 2
+    quants = [q for q in QUANTS if entry is not None and q in entry.quants]
+    for quant in quants[quants.index(model.quant) + 1 :] if model.quant in quants else []:
+        if entry is not None and sum(entry.model(quant).weights.layers) <= room and fits(quant):
             return f"--quant {quant}"
     return "--gpu-layers fit" if want.gpu_layers != "fit" and fits(layers="fit") else ""
 
