@@ -80,7 +80,7 @@ def test_the_webhook_answers_with_the_models_words(box: Host, plan: Plan) -> Non
     text, _, status = box.run(f"{ask} http://127.0.0.1:5678/webhook/{hook}", data=asked).stdout.rpartition("\n")
     assert status == "200", text
     assert json.loads(text)["answer"].strip()
-    assert json.loads(text)["model"] == plan.models[0].tag
+    assert json.loads(text)["model"] == next(model.tag for model in plan.models if model.use == "chat")
 
 
 def hooks(box: Host) -> list[str]:
