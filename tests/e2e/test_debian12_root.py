@@ -51,14 +51,20 @@ def test_after_a_reboot_it_verifies(box: Host, ownstack: Ownstack) -> None:
 
 
 def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack) -> None:
-    """Another account takes the next free id meanwhile; `up` again finds everything in the right hands."""
+    """Our accounts are lost meanwhile, and another takes one of their ids; `up` again gives all to the right hands."""
     email, password = ownstack.first_password("open_webui")
     sign_in = json.dumps({"email": email, "password": password})
     ownstack("down", "--yes")
     assert box.run("systemctl is-active ownstack-n8n", check=False).stdout.strip() != "active"
     assert box.output("ss -Hltn | awk '{print $4}' | grep -c ':22$'") != "0"
+    ids = "getent passwd | grep ^ownstack | cut -d: -f3 | sort"
+    before = box.output(ids).split()
+    box.run("for name in $(getent passwd | grep -o '^ownstack[^:]*'); do userdel $name; done")
     box.run("useradd --system someone-else")
+    assert box.output("id -u someone-else") in before  # what was ours would be theirs
     ownstack("up", "--yes")
+    assert box.output(ids).split() != before
+    assert box.output("find /var/lib/ownstack /etc/ownstack /opt/ownstack -user someone-else | head -3") == ""
     for service in SERVICES:
         name = service.replace("-", "_")
         owner = box.output(f"stat -c %U /var/lib/ownstack/{name}")
