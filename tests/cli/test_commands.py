@@ -216,6 +216,37 @@ def test_status_names_what_drifted_and_old_pins(
         assert ("look for a newer ownstack" in said) == old
 
 
+def test_plan_says_what_from_where_how_much_and_why(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.state, box.sources = BoxState(), machines.restricted()
+    assert run(["plan", "--set", "network.n8n=internet"]) == 0
+    said = capsys.readouterr().out
+    made = machines.plan(box.report, answers=box.sources)
+    for words in (
+        r"\n  qdrant +127\.0\.0\.1:6333 +reaches only this machine\n",
+        r"\n  n8n +127\.0\.0\.1:5678 +reaches the internet\n",
+        r"\n  chat +smollm2:135m, Q4_1, context \d+, \d+ MiB of memory, about \d+ tokens/s\n +\w",
+        r"\n  qdrant +1\.16\.3 +npm \(npm-third-party, \d+ MiB\)  BELOW ITS SECURITY FLOOR\n",
+        r"\nNeeds \d\.\d GiB of disk and about \d\.\d GiB of memory\n",
+        r"\nWhy\n(.*\n)*?  the model registry does not answer \(no route\)",
+        r"\nNote\n(.*\n)*?  qdrant 1\.16\.3 is below the security floor 1\.19\.2",
+        r"\nWill change\n(  .*\n)*?  Qdrant: program\n",
+    ):
+        assert re.search(words, said), words
+    assert made.deferred_model is not None
+    assert f"this hardware deserves {made.deferred_model.tag}, which cannot be fetched from here" in said
+
+
+def test_status_keeps_saying_what_is_below_its_floor_and_how_far_each_reaches(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.state = machines.box(machines.plan(box.report, {"network.n8n": "lan"}, machines.restricted()))
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "below the security floor: qdrant 1.16.3" in said
+    assert re.search(r"  n8n +running +127\.0\.0\.1:5678\b.* reaches the local network\n", said)
+    assert re.search(r"  open_webui +running +127\.0\.0\.1:8080 +reaches only this machine\n", said)
+
+
 def test_10_where_changes_are_pending(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "--exit-code", "--json"]) == 10
     answer = told(capsys)

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,20 @@ def test_first_start_says_one_line_and_the_second_nothing(checkout: Checkout) ->
     assert second.stderr == ""
     assert json.loads(second.stdout)["argv"] == ["status", "--json"]
     assert json.loads(second.stdout)["prefix"] == str(checkout.venv)
+
+
+def test_a_later_start_costs_no_more_than_the_interpreter(made: Checkout) -> None:
+    """Of the processor, not by the clock: other work on the machine must not decide."""
+
+    def spent(*command: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, env=made.environment(), capture_output=True, check=True, stdin=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    plain = min(spent(str(made.venv / "bin/python"), "-P", "-m", "ownstack") for _ in range(3))
+    launched = min(spent(str(made.folder / "ownstack")) for _ in range(3))
+    assert launched - plain < 0.1, (launched, plain)
 
 
 def test_arguments_and_folder_arrive_as_given(made: Checkout, tmp_path: Path) -> None:

@@ -57,18 +57,16 @@ def wheel(dist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `ownstack` program of an environment with the wheel and the kit's locked packages."""
-    venv = tmp_path_factory.mktemp("installed") / "venv"
-    python, lock = venv / "bin/python", ROOT / "requirements/kit.lock"
-    steps = (
-        ("venv", "--python", sys.executable, venv),
-        ("pip", "sync", "--no-build", "--require-hashes", "--python", python, lock),
-        ("pip", "install", "--no-deps", "--no-index", "--python", python, wheel),
-    )
-    for step in steps:
-        run = _run(sys.executable, "-m", "uv", "--no-config", *step)
-        assert run.returncode == 0, run.stderr
-    return venv / "bin/ownstack"
+    """The `ownstack` program as `uv tool install` puts it there, in the locked versions of its packages."""
+    folder = tmp_path_factory.mktemp("installed")
+    run = _run(
+        sys.executable, "-m", "uv", "--no-config", "tool", "install", "--no-build", "--python", sys.executable,
+        "--constraints", ROOT / "requirements/kit.lock", wheel,
+        UV_TOOL_DIR=str(folder / "tools"), UV_TOOL_BIN_DIR=str(folder / "bin"),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert os.listdir(folder / "bin") == ["ownstack"]
+    return (folder / "bin/ownstack").resolve()
 
 
 def test_wheel_carries_the_kit_and_nothing_of_the_development(wheel: Path) -> None:

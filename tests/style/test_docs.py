@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from ownstack.cli import COMMANDS
+from ownstack.cli import COMMANDS, run
+from ownstack.settings import load
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
@@ -34,6 +36,29 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     for name in re.findall(r"(?:\./|`|^    |\n)ownstack ([a-z]+)", page.read_text()):
         assert name in COMMANDS, f"{page.name} names `ownstack {name}`"
+
+
+def test_settings_of_the_pages_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `config set` is taken, every block of a settings file is read, every other key that is named exists."""
+    monkeypatch.chdir(tmp_path)
+    Path("ownstack.toml").touch()
+    known = {key for key, _, _ in load({}, None, {}).flat()}
+    texts = {page: page.read_text() for page in PAGES if "reference" not in page.parts}
+    sets = [words for text in texts.values() for words in re.findall(r"ownstack config set (\S+) ([^`\s]+)", text)]
+    assert len(sets) > 4
+    for key, value in sets:
+        assert run(["config", "set", key, value]) == 0, f"config set {key} {value}"
+    blocks = [block for text in texts.values() for block in re.findall(r"(?m)^    \[.+\]\n(?:^    .+\n)+", text)]
+    assert len(blocks) > 1
+    for block in blocks:
+        file = tmp_path / "box.toml"
+        file.write_text(textwrap.dedent(block))
+        load({}, str(file), {})
+    tables = {key.partition(".")[0] for key in known if "." in key} - {"folders"}
+    for page, text in texts.items():
+        for table, name in re.findall(r"`([a-z_0-9]+)\.([a-z_0-9]+)(?: = [^`]*)?`", text):
+            if table in tables:
+                assert f"{table}.{name}" in known, f"{page.name} names the setting {table}.{name}"
 
 
 def test_readme_has_the_two_commands_of_the_first_screen() -> None:

@@ -194,6 +194,29 @@ def test_a_service_that_never_got_ready_is_started_again_next_time(
     assert box.activate({**services(tmp_path, "a"), "dry": True}, silent)["changed"]
 
 
+@pytest.mark.parametrize("action", ["start", "stop", "restart"])
+def test_services_are_controlled_and_waited_for(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    class Boss:
+        def start(self, units: list[str]) -> None:
+            done.append(("start", units))
+
+        def stop(self, units: list[str]) -> None:
+            done.append(("stop", units))
+
+        def restart(self, units: list[str]) -> None:
+            done.append(("restart", units))
+
+    monkeypatch.setattr(box, "manager", lambda spec: Boss())
+    monkeypatch.setattr(box, "wait_service", lambda boss, service, emit: done.append(("waited", service["name"])))
+    services = [{"name": name, "unit": f"box-{name}"} for name in ("a", "b")]
+    made = box.control({"manager": "systemd", "action": action, "services": services}, silent)
+    assert done[0] == (action, ["box-a", "box-b"])
+    assert done[1:] == ([] if action == "stop" else [("waited", "a"), ("waited", "b")])
+    assert made == {"changed": True, "data": {"services": ["a", "b"]}}
+
+
 def test_services_are_retired_with_their_units(boss: Boss, tmp_path: Path) -> None:
     box.activate(services(tmp_path, "a"), silent)
     unit = tmp_path / "box-s0.service"

@@ -90,6 +90,25 @@ def test_a_restricted_network_takes_registries_and_says_what_is_below_its_floor(
     assert {item.source for role in made.roles for item in role.artifacts} <= {"npm", "pypi", "go", "debian", "host"}
 
 
+def test_a_variant_that_needs_a_newer_c_library_is_passed_over() -> None:
+    """Ubuntu 22.04 has glibc 2.35 and no Python 3.11; Debian 12's packages of it need 2.36."""
+    bare = {"python": (), "glibc": "2.36"}
+    assert variants(plan(changed("bare-server", host=bare), answers=restricted()))["python"] == "debian"
+    older = changed("bare-server", host={**bare, "glibc": "2.35"})
+    error = refused(UnsupportedError, older, answers=restricted())
+    assert "debian: needs glibc 2.36, the host has 2.35" in error.message
+    assert variants(plan(older))["python"] == "standalone", "the vendor's own build runs there"
+
+
+def test_what_no_registry_has_for_arm64_is_named() -> None:
+    error = refused(UnsupportedError, "arm-board-4gb-64k", answers=restricted())
+    assert error.code == "no-source"
+    assert "npm-third-party: for linux-x86_64" in error.message
+    made = plan("arm-board-4gb-64k")
+    assert {item.platform for role in made.roles for item in role.artifacts} == {"linux-aarch64"}
+    assert variants(made)["qdrant"] == "vendor-musl-aarch64"
+
+
 @pytest.mark.parametrize("host", ["github.com", "nodejs.org"])
 def test_one_host_that_is_down_never_brings_an_old_version(host: str) -> None:
     answers = sources({host: "timed out"})
@@ -184,6 +203,15 @@ def test_a_restricted_box_keeps_its_variant_when_vendors_answer_again() -> None:
     first = plan(answers=restricted())
     again = plan(state=box(first), answers=sources(models="no route"))
     assert variants(again) == variants(first)
+    assert not [text for text in plan(answers=restricted(), state=box(first)).warnings if "upgrade available" in text]
+    told = [text for text in again.warnings if "upgrade available" in text]
+    lock = plan()
+    for name in ("qdrant", "ollama", "node"):
+        item = next(item for role in lock.roles for item in role.artifacts if item.name == name)
+        held = next(item for role in first.roles for item in role.artifacts if item.name == name)
+        assert f"{name} {held.version} is installed, the lock has {item.version}: upgrade available" in told
+    (floor,) = [text for text in again.warnings if "below the security floor" in text]
+    assert "only source" not in floor, "there is a newer one now"
     with_models = plan(state=box(first))
     assert variants(with_models).items() <= variants(first).items(), "models are fetched now, programs stay"
 

@@ -60,6 +60,38 @@ def test_no_unit_asks_for_a_group_that_the_host_may_lack(machine: str, tmp_path:
         assert "SupplementaryGroups=" not in path.read_text(), path.name
 
 
+PRIVATE = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 fc00::/7 fe80::/10"
+
+
+@pytest.mark.parametrize(
+    ("network", "rules"),
+    [
+        ("closed", ["IPAddressDeny=any", "IPAddressAllow=127.0.0.1/32 ::1/128"]),
+        ("lan", ["IPAddressDeny=any", "IPAddressAllow=127.0.0.1/32 ::1/128", f"IPAddressAllow={PRIVATE}"]),
+        ("internet", []),
+    ],
+)
+def test_a_unit_reaches_as_far_as_its_policy_says(network: str, rules: list[str], tmp_path: Path) -> None:
+    plan = machines.plan(flags={"network.n8n": network})
+    found = {
+        path.name: [line for line in path.read_text().splitlines() if line.startswith("IPAddress")]
+        for path in write(plan, tmp_path)
+    }
+    assert found.pop("ownstack-n8n.service") == rules
+    closed = ["IPAddressDeny=any", "IPAddressAllow=127.0.0.1/32 ::1/128"]
+    assert list(found.values()) == [closed] * 3, "opened for one, it stays closed for the others"
+
+
+def test_no_service_waits_for_another_at_its_start(tmp_path: Path) -> None:
+    """The order is free: what one needs of another it waits for itself."""
+    for path in write(machines.plan(), tmp_path):
+        ordered = [
+            line for line in path.read_text().splitlines()
+            if re.match(r"(After|Before|Requires|Requisite|Wants|BindsTo|PartOf|Upholds)=", line)
+        ]  # fmt: skip
+        assert ordered == ["After=network.target"], path.name
+
+
 def test_the_judge_sees_a_missing_wall(tmp_path: Path) -> None:
     (unit, *_) = write(machines.plan(flags={"roles": ["qdrant"]}), tmp_path)
     sealed = exposure(unit)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pty
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ownstack.cli.site import sudo_password
 from ownstack.engine import preflight
 from ownstack.engine.session import PLACEHOLDER, Session, Target, read_result
 from ownstack.errors import ConfigError, OwnstackError, RunError, UnreachableError
@@ -19,6 +23,7 @@ from ownstack.settings import load
 from tests.plan.fake import FakeSession
 from tests.unit import machines
 
+ROOT = Path(__file__).parents[2]
 PASSWORD = "s; $(e) 'c' \"r\" e\\t %h"
 
 
@@ -90,6 +95,51 @@ def test_the_askpass_answers_once_while_it_is_tried_and_always_afterwards(tmp_pa
         (folder / "never").unlink()
         assert ask() == (0, PASSWORD)
     assert not folder.exists()
+
+
+ASK = """
+from ownstack.cli.site import sudo_password
+from tests.unit import machines
+report = machines.changed("bare-server", host={"sudo": "password", "user": "me"})
+print("length", len(sudo_password(report, None)))
+"""
+
+
+def test_a_password_is_asked_once_at_a_terminal_and_not_echoed() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "-c", ASK], {**os.environ, "PYTHONPATH": "src:."})  # noqa: S606
+    seen, sent = b"", False
+    while True:
+        try:
+            part = os.read(terminal, 1000)
+        except OSError:  # the terminal's other end is gone
+            break
+        if not part:
+            break
+        seen += part
+        if b"Password" in seen and not sent:
+            sent = True
+            os.write(terminal, b"correct horse 42\n")
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0, seen
+    assert b"sudo on box asks for the password of me." in seen
+    assert seen.count(b"Password") == 1
+    assert b"length 16" in seen
+    assert b"horse" not in seen
+
+
+def test_a_password_comes_from_a_file_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = machines.changed("bare-server", host={"sudo": "password"})
+    monkeypatch.setattr("click.prompt", lambda *_, **__: pytest.fail("asked without a terminal"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("of stdin\nmore\n"))
+    assert sudo_password(asking, None) is None
+    assert sudo_password(asking, Path("-")) == "of stdin"
+    (tmp_path / "word").write_text("of a file\n")
+    assert sudo_password(asking, tmp_path / "word") == "of a file"
+    for kind in ("root", "passwordless", "none"):
+        assert sudo_password(machines.changed("bare-server", host={"sudo": kind}), tmp_path / "word") is None
 
 
 # -- sources --------------------------------------------------------------------------------------

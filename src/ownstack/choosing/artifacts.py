@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..data import Data
+from ..data import Data, version_key
 from ..errors import UnsupportedError
 from ..hardware.report import HardwareReport
 from ..plan import ChosenArtifact
@@ -60,7 +60,10 @@ def choose_artifact(artifact: dict[str, Any], want: Wanted) -> ChosenArtifact:
 
 
 def upgrade_available(artifact: dict[str, Any], chosen: ChosenArtifact, want: Wanted) -> str:
-    """The version that the lock has for this host, where it is not the one that is installed."""
+    """The version that the lock has for this host, where it is not the one that is installed.
+
+    That of the same variant; else that of the one which a first installation would take now, where it is newer.
+    """
     if chosen.kind == "host":
         return ""
     for variant in artifact["variant"]:
@@ -70,7 +73,14 @@ def upgrade_available(artifact: dict[str, Any], chosen: ChosenArtifact, want: Wa
             return str(variant["version"])
         if chosen.kind == "lock" and variant["sha256"] != chosen.sha256:
             return f"{variant['version']} with other packages"
-    return ""
+    if artifact["name"] not in want.state.versions():
+        return ""
+    try:
+        now = choose_artifact(artifact, replace(want, state=BoxState()))
+    except UnsupportedError:
+        return ""
+    newer = now.kind != "host" and version_key(now.version) > version_key(chosen.version)
+    return now.version if newer else ""
 
 
 def _unfit(artifact: dict[str, Any], variant: dict[str, Any], want: Wanted) -> str:
@@ -80,6 +90,9 @@ def _unfit(artifact: dict[str, Any], variant: dict[str, Any], want: Wanted) -> s
     engines = variant.get("engines")
     if engines and want.engine not in engines:
         return f"for {'/'.join(engines)} only"
+    newer = variant.get("glibc", "0")
+    if want.report.host.glibc[:1].isdigit() and version_key(want.report.host.glibc) < version_key(newer):
+        return f"needs glibc {newer}, the host has {want.report.host.glibc}"
     when = variant.get("when")
     if when and not want.settings.get(when["setting"]):
         return f"only with the setting {when['setting']}"

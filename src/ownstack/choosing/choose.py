@@ -69,7 +69,7 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
         timezone=settings.base.timezone or getattr(report.host, "timezone", "") or "UTC",
         mirror=settings.base.sources.mirror,
         reasons=(*reasons, *picked.reasons),
-        warnings=(*warnings, *picked.warnings, *_below_floor(parts, data)),
+        warnings=(*warnings, *picked.warnings),
         absent_protections=tuple(absent),
         disk_needed_bytes=disk + sum(m.download_bytes or 0 for m in picked.models) + 2**30,
         memory_needed_bytes=memory + sum(m.predicted_host_bytes for m in picked.models),
@@ -108,6 +108,8 @@ def _role_plans(
                 continue
             pick = choose_artifact(artifact, replace(want, settings=settings.role(name).model_dump()))
             newer = upgrade_available(artifact, pick, want)
+            if pick.below_floor:
+                warnings.append(_below_floor(pick, want.data, newer))
             if newer:
                 warnings.append(f"{pick.name} {pick.version} is installed, the lock has {newer}: upgrade available")
             chosen.append(pick)
@@ -140,15 +142,10 @@ def _secrets(roles: tuple[str, ...]) -> tuple[SecretRef, ...]:
     return tuple(found)
 
 
-def _below_floor(parts: tuple[RolePlan, ...], data: Data) -> list[str]:
-    found = []
-    for artifact in (a for part in parts for a in part.artifacts if a.below_floor):
-        floor, why = data.floors.of(artifact.name)
-        found.append(
-            f"{artifact.name} {artifact.version} is below the security floor {floor} ({why}): "
-            "the only source that answers here has no newer one"
-        )
-    return found
+def _below_floor(artifact: ChosenArtifact, data: Data, newer: str) -> str:
+    floor, why = data.floors.of(artifact.name)
+    text = f"{artifact.name} {artifact.version} is below the security floor {floor} ({why})"
+    return text if newer else f"{text}: the only source that answers here has no newer one"
 
 
 def _engine_of(parts: tuple[RolePlan, ...], wanted: EngineParts) -> EngineParts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pyinfra.context import ctx_host, ctx_state
@@ -13,6 +14,7 @@ from ..hardware.collect import collect
 from ..hardware.interpret import interpret
 from ..plan import Plan
 from ..settings import load
+from . import carry
 from .preflight import ask_sources, read_existing, read_state
 from .session import Session, Target
 
@@ -44,4 +46,6 @@ def plan_for_current_host() -> Plan:
     ollama = settings.role("ollama")
     if ollama.use == "existing":
         box = box.model_copy(update=read_existing(session, ollama.url))
-    return choose(report, settings, data, ask_sources(session, data, settings), box)
+    plan = choose(report, settings, data, ask_sources(session, data, settings), box)
+    carry.configure(logging.getLogger("pyinfra").info, plan.mirror)  # what is fetched here comes from the mirror too
+    return plan

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ownstack.hardware.collect import LocalTarget, collect, probe_script
+from ownstack.hardware.collect import LocalTarget, collect, local_extras, probe_script
 from ownstack.hardware.facts import load
 from ownstack.hardware.interpret import interpret
 from tests.fixtures.machines import PROBES, all_machines
@@ -69,6 +71,22 @@ def test_the_probe_takes_less_than_a_third_of_a_second_of_the_processor() -> Non
         assert rc == 0
         assert out.rstrip().endswith("probe\tend")
     assert best < 0.3
+
+
+def test_psutil_tells_what_the_probe_cannot_see_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The battery; and who listens, where the machine has no `ss`."""
+    battery = SimpleNamespace(power_plugged=False, percent=41)
+    monkeypatch.setattr("psutil.sensors_battery", lambda: battery, raising=False)
+    assert local_extras()["battery"] == {"plugged": False, "percent": 41}
+    monkeypatch.setattr("psutil.sensors_battery", lambda: None, raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        extras = local_extras()
+        port = server.getsockname()[1]
+        (row,) = [row for row in extras["ports"] if row["port"] == port]
+    assert "battery" not in extras
+    assert (row["address"], row["pid"]) == ("127.0.0.1", os.getpid())
+    assert "python" in row["process"]
 
 
 def test_this_machine_is_understood() -> None:
