@@ -31,6 +31,10 @@ class Settings(Frozen):
     parallel: int = Field(
         1, ge=1, le=16, description="Requests answered at the same time; each takes memory of its own."
     )
+    speed_floor: float | None = Field(
+        None, ge=0, le=1000, description="Tokens a second that the chat model must reach; by the machine's class where "
+        "not set. Lower it for a better and slower model."
+    )  # fmt: skip
     may_add_models: bool = Field(
         False, description="Consent to add missing models to an Ollama that the kit did not install, through its API."
     )

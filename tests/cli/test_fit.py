@@ -86,7 +86,7 @@ def test_the_json_has_exactly_these_keys() -> None:
     for candidate in listed["candidates"]:
         assert keys(candidate) <= ROW | {"memory.gpu[].projector", "memory.host.projector"}
         assert set(candidate) == set(row)
-    assert keys(listed["best"]) == {"model", "ctx", "spare", *(f"decode_tps.{end}" for end in TRIPLE)}
+    assert keys(listed["best"]) == {"model", "ctx", "spare", "next_best", *(f"decode_tps.{end}" for end in TRIPLE)}
 
 
 @pytest.mark.parametrize("machine", [("--gpu", "RTX 4060"), ("--gpu", "2x RTX 3090"), ("--vram", "0")])
@@ -109,7 +109,9 @@ def test_the_first_sentences_model_leads_the_table() -> None:
         assert found["candidates"][0]["model"] == found["best"]["model"]
         lines = run("--gpu", card).stdout.splitlines()
         assert found["best"]["model"] in lines[0]
-        assert found["best"]["model"] in lines[4]
+        assert found["best"]["model"] in lines[5]
+        assert lines[1].startswith(f"Next best: {found['best']['next_best']}, about ")
+        assert "GiB more of GPU memory" in lines[1]
 
 
 def test_sorts_and_uses() -> None:

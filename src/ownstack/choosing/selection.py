@@ -56,6 +56,7 @@ def wishes(settings: Settings) -> Wishes:
         use=settings.base.use, roles=("chat", "embedding", *asked), pins=pins,
         context=getattr(models, "context", None), kv_type=getattr(models, "kv_type", None),
         parallel=getattr(models, "parallel", 1), reserve_gpu_bytes=kept, reserve_ram_bytes=kept,
+        speed_floor_tps=getattr(models, "speed_floor", None),
         allow_software_gpu=settings.base.hardware.allow_software_gpu, cpu_only=settings.base.hardware.cpu_only,
     )  # fmt: skip
 

@@ -270,4 +270,4 @@ def run(
     if best[1] is not None and sort == "rank":
         found = best_first(found, best[1]["model"])
     listed = {"best": best[1], "machine": fit_table.machine_json(machine), "candidates": [as_json(r) for r in found]}
-    return Result(listed, lambda: fit_table.table(found, machine, best[0], every))
+    return Result(listed, lambda: fit_table.table(found, machine, best[0], best[2](), every))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedError
@@ -37,15 +38,19 @@ def machine_line(machine: Machine) -> str:
     return (", ".join(cards) + "; " if cards else "no GPU; ") + ram
 
 
-def best_sentence(data: FitData, machine: Machine, use: str, want: Request) -> tuple[str, dict[str, Any] | None]:
-    """The first line, and the same as data."""
+def best_sentence(
+    data: FitData, machine: Machine, use: str, want: Request
+) -> tuple[str, dict[str, Any] | None, Callable[[], str]]:
+    """The first line, the same as data, and a way to the second line: what came next, and what would change it."""
     from ..fitting.choose import Wishes, choose_on
+    from ..fitting.explain import in_short
 
     wishes = Wishes(use=use, context=want.context, kv_type=want.kv_type, parallel=want.parallel)
     try:
-        chat = choose_on(data, machine, wishes).chat
+        chosen = choose_on(data, machine, wishes)
     except UnsupportedError as error:
-        return f"No model for {use} fits here: {error.message}.", None
+        return f"No model for {use} fits here: {error.message}.", None, lambda: ""
+    chat = chosen.chat
     e = chat.estimate
     spare = sum(machine.free) - chat.gpu_bytes if machine.devices else machine.ram_available - e.host.total
     where = "fits" if e.whole or not machine.devices else "fits partly on the CPU,"
@@ -53,14 +58,15 @@ def best_sentence(data: FitData, machine: Machine, use: str, want: Request) -> t
         f"Best for {use} here: {chat.entry.tag}, {where} with {gib(spare)} to spare, "
         f"about {chat.speed.decode.mid:.0f} tokens/s."
     )
-    decode = chat.speed.decode
+    decode, second = chat.speed.decode, chosen.next_best.get("chat")
     found = {
         "model": chat.entry.tag,
         "ctx": chat.settings.context,
         "spare": spare,
         "decode_tps": {"low": round(decode.low, 2), "mid": round(decode.mid, 2), "high": round(decode.high, 2)},
+        "next_best": None if second is None else second.entry.tag,
     }
-    return text, found
+    return text, found, lambda: in_short(lambda other: choose_on(data, other, wishes), machine, chosen)
 
 
 def bar(row: Row, machine: Machine) -> str:
@@ -103,10 +109,10 @@ def verdict_words(row: Row) -> str:
     return "does not fit" + (f"; try {row.change}" if row.change else "")
 
 
-def table(found: list[Row], machine: Machine, best: str, every: bool) -> list[str]:
+def table(found: list[Row], machine: Machine, best: str, more: str, every: bool) -> list[str]:
     """The ranked table."""
     shown = found if every else [r for r in found if r.verdict != rows.MISFIT][:20]
-    lines = [best, machine_line(machine), ""]
+    lines = [best, *([more] if more else []), machine_line(machine), ""]
     head = (
         f"  {'model':26} {'quant':7} {'needs':>9} {'memory':{BAR}} {'ctx':>7} {'layers':>7} {'tokens/s':>14}  verdict"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,11 @@ from ..kit import kit_root
 from . import ollama
 from .cards import Cards, load_cards
 from .catalogue import DATA, Catalogue, Entry, load_catalogue
+from .explain import what_would_change, why
 from .machine import Machine, machine_of, shrunk
 from .profiles import Policy, Profile, ladder, load_profiles
 from .search import Candidate, Limits, Taken, on_host, placed, ranked, try_entry
-from .words import gib, why_chat
+from .words import gib
 
 if TYPE_CHECKING:
     from ..hardware.report import HardwareReport
@@ -98,8 +100,8 @@ def _pinned(data: FitData, wishes: Wishes, use: str) -> tuple[Entry, str] | None
     return data.catalogue.find(wishes.pins[use]) if use in wishes.pins else None
 
 
-def choose_embedding(data: FitData, machine: Machine, policy: Policy, wishes: Wishes, limits: Limits) -> Candidate:
-    """The best embedding model that the class allows, on the GPU or on the host as its policy says."""
+def embeddings(data: FitData, machine: Machine, policy: Policy, wishes: Wishes, limits: Limits) -> Iterator[Candidate]:
+    """The embedding models that the class allows, best first, on the GPU or on the host as its policy says."""
     pin = _pinned(data, wishes, "embedding")
     choices = [(0.0, pin[0])] if pin else ranked(data.catalogue, data.ranks["embedding"])
     for quality, entry in choices:
@@ -112,16 +114,13 @@ def choose_embedding(data: FitData, machine: Machine, policy: Policy, wishes: Wi
                 and found.estimate.whole
                 and (pin or found.estimate.total <= policy.embedding_max_bytes)
             ):
-                return found
+                yield found
+                continue
         found = on_host(entry, machine, own, context, quality)
         if not pin and found.estimate.total > policy.embedding_max_bytes:
             continue
         if found.estimate.host.total <= max(0, machine.ram_available - limits.ram_reserve):
-            return found
-    raise UnsupportedError(
-        f"no embedding model fits {gib(machine.ram_available)} of free memory",
-        hint="free memory, or lower the reserve",
-    )
+            yield found
 
 
 def taken_by(*candidates: Candidate | None) -> Taken:
@@ -130,18 +129,24 @@ def taken_by(*candidates: Candidate | None) -> Taken:
     return Taken(sum(c.gpu_bytes for c in found), sum(c.estimate.host.total for c in found))
 
 
+def anything(c: Candidate) -> bool:
+    return True
+
+
 def best_of(
-    data: FitData, machine: Machine, use: str, limits: Limits, taken: Taken, wishes: Wishes
-) -> tuple[Candidate | None, Candidate | None]:
+    data: FitData, machine: Machine, use: str, limits: Limits, taken: Taken, wishes: Wishes,
+    accept: Callable[[Candidate], bool] = anything,
+) -> tuple[Candidate | None, Candidate | None]:  # fmt: skip
     """The best model of a use that fits beside `taken`, and the next best."""
     pin = _pinned(data, wishes, use)
     if pin:
         entry, quant = pin
-        return try_entry(entry, machine, replace(limits, speed_floor=0.0), 0.0, taken, quant), None
+        found = try_entry(entry, machine, replace(limits, speed_floor=0.0), 0.0, taken, quant)
+        return (found if found is not None and accept(found) else None), None
     first: Candidate | None = None
-    for quality, entry in ranked(data.catalogue, data.ranks[use]):
+    for quality, entry in ranked(data.catalogue, data.ranks[_ranks(use, wishes)]):
         found = try_entry(entry, machine, limits, quality, taken)
-        if found is None:
+        if found is None or not accept(found):
             continue
         if first is not None:
             return first, found
@@ -156,20 +161,24 @@ class Chosen:
     profile: Profile
     limits: Limits
     chat: Candidate
-    runner_up: Candidate | None
     embedding: Candidate
     more: dict[str, Candidate]
     warnings: tuple[str, ...]
+    # by use: what came second, and how many models are ranked higher than the one chosen
+    next_best: dict[str, Candidate]
+    better: dict[str, int]
+    pinned: frozenset[str]
 
 
 def _for_profile(data: FitData, machine: Machine, profile: Profile, wishes: Wishes) -> Chosen | None:
     limits = limits_of(profile.policy, wishes)
-    try:
-        embedding = choose_embedding(data, machine, profile.policy, wishes, limits)
-    except UnsupportedError:
+    ways = embeddings(data, machine, profile.policy, wishes, limits)
+    embedding = next(ways, None)
+    if embedding is None:
         return None
+    seconds: dict[str, Candidate | None] = {"embedding": next(ways, None)}
     taken = taken_by(embedding)
-    chat, runner_up = best_of(data, machine, wishes.use, limits, taken, wishes)
+    chat, seconds["chat"] = best_of(data, machine, "chat", limits, taken, wishes)
     if chat is None:
         return None
     more: dict[str, Candidate] = {}
@@ -180,13 +189,25 @@ def _for_profile(data: FitData, machine: Machine, profile: Profile, wishes: Wish
         if use in chat.entry.capabilities and use not in wishes.pins:
             continue
         beside = taken_by(embedding, chat, *more.values())
-        found, _ = best_of(data, machine, use, limits, beside, wishes)
+        kept = functools.partial(stays, left=sum(machine.free) - beside.gpu)
+        found, seconds[use] = best_of(data, machine, use, limits, beside, wishes, kept)
         if found is None:
-            found, _ = best_of(data, machine, use, limits, taken, wishes)
+            found, seconds[use] = best_of(data, machine, use, limits, taken, wishes)
             warnings.append(f"the {use} model and the chat model take turns: they do not fit together")
         if found is not None:
             more[use] = found
-    return Chosen(profile, limits, chat, runner_up, embedding, more, tuple(warnings))
+    made = {"chat": chat, "embedding": embedding, **more}
+    return Chosen(
+        profile=profile, limits=limits, chat=chat, embedding=embedding, more=more, warnings=tuple(warnings),
+        next_best={use: second for use, second in seconds.items() if second is not None},
+        better={use: sum(r > c.quality for r in data.ranks[_ranks(use, wishes)].values()) for use, c in made.items()},
+        pinned=frozenset(wishes.pins),
+    )  # fmt: skip
+
+
+def _ranks(use: str, wishes: Wishes) -> str:
+    """The table that ranks models for a use; the chat model is ranked for what the box is mostly for."""
+    return wishes.use if use == "chat" else use
 
 
 def choose_on(data: FitData, machine: Machine, wishes: Wishes) -> Chosen:
@@ -252,10 +273,15 @@ def choose_models(report: HardwareReport, wishes: Wishes, data: FitData) -> Sele
     machine = machine_of(report, data.cards, cpu_only=wishes.cpu_only, software=wishes.allow_software_gpu)
     chosen = choose_on(data, machine, wishes)
     task = task_model(data, machine, chosen, wishes)
-    embedding = choice_of(chosen.embedding, "embedding", _why_embedding(chosen))
-    chat = choice_of(chosen.chat, "chat", why_chat(chosen.chat, chosen.runner_up, machine))
-    more = [choice_of(c, use, (f"best {use} model beside the others",)) for use, c in chosen.more.items()]  # type: ignore[arg-type]
-    warnings = list(chosen.warnings) + _evictions(chosen, machine)
+    changes = what_would_change(lambda other: choose_on(data, other, wishes), machine, chosen)
+
+    def reasons(use: str) -> tuple[str, ...]:
+        return why(chosen, use, machine, changes.get(use, ""))
+
+    embedding = choice_of(chosen.embedding, "embedding", reasons("embedding"))
+    chat = choice_of(chosen.chat, "chat", reasons("chat"))
+    more = [choice_of(c, use, reasons(use)) for use, c in chosen.more.items()]  # type: ignore[arg-type]
+    warnings = list(chosen.warnings) + evictions(chosen, machine)
     models = (chat, embedding, *more)
     return Selection(
         profile=chosen.profile.name,
@@ -272,21 +298,24 @@ def choose_models(report: HardwareReport, wishes: Wishes, data: FitData) -> Sele
     )
 
 
-def _why_embedding(chosen: Chosen) -> tuple[str, ...]:
-    where = "on the GPU" if chosen.embedding.estimate.gpu_layers else "on the CPU, so that the chat model has the GPU"
-    return (f"{chosen.embedding.entry.title}, {chosen.embedding.entry.dimension} dimensions, {where}",)
+def guess_of(c: Candidate) -> int:
+    """What Ollama guesses that the model takes."""
+    return ollama.predicted(c.model, c.entry.download_bytes(c.quant), c.settings.context, c.settings.parallel)
 
 
-def _evictions(chosen: Chosen, machine: Machine) -> list[str]:
+def stays(c: Candidate, left: int) -> bool:
+    """Whether Ollama loads the model beside the others, by its own crude guess, where `left` bytes are free."""
+    return not c.estimate.gpu_layers or not ollama.evicts(guess_of(c), left, c.settings.batch, c.model.embedding_model)
+
+
+def evictions(chosen: Chosen, machine: Machine) -> list[str]:
     """Where Ollama's own crude guess would unload the chat model to load another."""
     warnings = []
     left = sum(machine.free) - taken_by(chosen.chat).gpu
     for use, c in [("embedding", chosen.embedding), *chosen.more.items()]:
-        if not machine.devices or not c.estimate.gpu_layers:
-            continue
-        guess = ollama.predicted(c.model, c.entry.download_bytes(c.quant), c.settings.context, c.settings.parallel)
-        if ollama.evicts(guess, left, c.settings.batch, c.model.embedding_model):
-            warnings.append(f"Ollama guesses {gib(guess)} for the {use} model and may unload the chat model to load it")
+        if not stays(c, left):
+            guess = gib(guess_of(c))
+            warnings.append(f"Ollama guesses {guess} for the {use} model and may unload the chat model to load it")
         left -= c.gpu_bytes
     return warnings
 

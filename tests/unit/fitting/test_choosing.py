@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,19 @@ from hypothesis import strategies as st
 
 from ownstack.errors import ConfigError, UnsupportedError
 from ownstack.fitting import offload, ollama
-from ownstack.fitting.choose import Wishes, choose_models, choose_on, describe, load_data, taken_by
+from ownstack.fitting.choose import (
+    USES,
+    Chosen,
+    Selection,
+    Wishes,
+    choose_models,
+    choose_on,
+    describe,
+    evictions,
+    load_data,
+    taken_by,
+)
+from ownstack.fitting.explain import STEPS_GIB, grown, what_would_change
 from ownstack.fitting.machine import Device, Machine, declared, overhead
 from ownstack.fitting.memory import Placement, Settings, estimate
 from ownstack.hardware.report import Cpu, Gpu, GpuKind, HardwareReport, Host, Memory, Reading
@@ -40,20 +53,45 @@ def report(vram_mib: int = 0, ram_gib: int = 32, name: str = "NVIDIA GeForce RTX
     )  # fmt: skip
 
 
-@given(st.integers(0, 50_000), st.integers(0, 8_000), st.sampled_from([16, 32, 64]))
-@settings(max_examples=120, deadline=None)
-def test_more_gpu_memory_never_gives_a_worse_model(vram: int, more: int, ram: int) -> None:
-    """Across the borders of classes too."""
+@given(st.integers(0, 50_000), st.integers(0, 8_000), st.sampled_from([16, 32, 64]), st.sampled_from(USES))
+@settings(max_examples=200, deadline=None)
+def test_more_gpu_memory_never_gives_a_worse_plan(vram: int, more: int, ram: int, use: str) -> None:
+    """Across the borders of classes too: no worse model, and of the same model no shorter context."""
     vram = max(vram, 1500)
-    small, large = (choose_on(DATA, machine(v, ram), Wishes()).chat for v in (vram, vram + more))
-    assert large.quality >= small.quality
+    small, large = (choose_on(DATA, machine(v, ram), Wishes(use=use)) for v in (vram, vram + more))
+    no_worse(small, large)
 
 
-@given(st.integers(4, 96), st.integers(0, 64))
-@settings(max_examples=60, deadline=None)
-def test_more_ram_never_gives_a_worse_model(ram: int, more: int) -> None:
-    small, large = (choose_on(DATA, machine(0, r), Wishes()).chat for r in (ram, ram + more))
-    assert large.quality >= small.quality
+@given(st.integers(4, 96), st.integers(0, 64), st.sampled_from(USES))
+@settings(max_examples=100, deadline=None)
+def test_more_ram_never_gives_a_worse_plan(ram: int, more: int, use: str) -> None:
+    try:
+        small = choose_on(DATA, machine(0, ram), Wishes(use=use))
+    except UnsupportedError:
+        return
+    no_worse(small, choose_on(DATA, machine(0, ram + more), Wishes(use=use)))
+
+
+def no_worse(small: Chosen, large: Chosen) -> None:
+    assert large.chat.quality >= small.chat.quality
+    assert large.embedding.quality >= small.embedding.quality
+    if large.chat.entry is small.chat.entry and large.chat.estimate.whole == small.chat.estimate.whole:
+        assert large.chat.settings.context >= small.chat.settings.context
+
+
+@given(st.integers(1_500, 100_000), st.sampled_from([16, 32, 64]), st.sampled_from(USES), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_a_plan_asks_for_nothing_that_ollama_would_not_keep(vram: int, ram: int, use: str, more: bool) -> None:
+    """By Ollama's own crude guess no model of the plan evicts another, except where the plan says they take turns."""
+    roles = ("chat", "embedding", *(("code", "vision") if more else ()))
+    try:
+        chosen = choose_on(DATA, machine(vram, ram), Wishes(use=use, roles=roles))
+    except UnsupportedError:
+        return
+    assert not evictions(chosen, machine(vram, ram)) or any("take turns" in text for text in chosen.warnings)
+    for c in (chosen.chat, chosen.embedding, *chosen.more.values()):
+        assert c.settings.parallel == ollama.parallel(c.model, chosen.limits.parallel)
+        assert c.settings.context <= c.entry.context, "Ollama cuts what is longer"
 
 
 @given(st.integers(2_000, 100_000), st.sampled_from([16, 64]), st.sampled_from(["chat", "code", "vision"]))
@@ -127,6 +165,52 @@ def test_a_plan_for_a_common_card() -> None:
     assert uses["chat"].reasons
     assert uses["chat"].predicted_gpu_bytes > 4 * GIB
     assert selection.predicted_gpu_bytes >= sum(m.predicted_gpu_bytes for m in selection.models)
+
+
+def reasons_of(made: Selection) -> dict[str, tuple[str, ...]]:
+    return {choice.use: choice.reasons for choice in made.models}
+
+
+def test_every_choice_has_its_runner_up_and_what_would_change_it() -> None:
+    made = choose_models(report(12282, 32), Wishes(roles=("chat", "embedding", "code")), DATA)
+    for use, reasons in reasons_of(made).items():
+        assert any(text.startswith("next best: ") for text in reasons), use
+        assert any("GiB more of " in text for text in reasons), use
+    assert any(" is the best that fits: " in text for text in reasons_of(made)["chat"])
+    pinned = choose_models(report(24564), Wishes(pins={"chat": "llama3.1:8b"}), DATA)
+    (first, *rest) = reasons_of(pinned)["chat"]
+    assert "the best" not in first
+    assert rest[-1] == "set by you; without that the best that fits is taken"
+
+
+@pytest.mark.parametrize(("vram", "ram"), [(6144, 16), (12282, 32), (24564, 64), (0, 16)])
+def test_what_would_change_it_is_true(vram: int, ram: int) -> None:
+    """The step that is named brings the better model; half of it does not."""
+    here = machine(vram, ram)
+    now = choose_on(DATA, here, Wishes())
+    words = what_would_change(lambda other: choose_on(DATA, other, Wishes()), here, now)["chat"]
+    match = re.fullmatch(r"with (\d+) GiB more of (?:GPU )?memory: (.+)", words)
+    assert match is not None
+    then = choose_on(DATA, grown(here, int(match[1]) * GIB), Wishes()).chat
+    assert (then.entry.title, then.quality > now.chat.quality) == (match[2], True)
+    before = max((step for step in STEPS_GIB if step < int(match[1])), default=0)
+    assert choose_on(DATA, grown(here, before * GIB), Wishes()).chat.quality == now.chat.quality
+
+
+def test_where_no_memory_helps_the_other_cause_is_named() -> None:
+    here = machine(0, 64)
+    now = choose_on(DATA, here, Wishes())
+    words = what_would_change(lambda other: choose_on(DATA, other, Wishes()), here, now)["chat"]
+    assert words.endswith("slower here than 6 tokens/s (`models.speed_floor`)")
+    lower = choose_on(DATA, here, Wishes(speed_floor_tps=1.0))
+    assert lower.chat.quality > now.chat.quality
+
+
+def test_a_set_chat_model_is_taken_whatever_the_box_is_for() -> None:
+    chosen = choose_on(DATA, machine(24564), Wishes(use="code", pins={"chat": "llama3.1:8b"}))
+    assert chosen.chat.entry.tag == "llama3.1:8b"
+    free = choose_on(DATA, machine(24564), Wishes(use="code", pins={"code": "llama3.1:8b"}))
+    assert free.chat.entry.tag != "llama3.1:8b", "a set code model is not the chat model"
 
 
 def test_pins_context_and_cpu_only_are_respected() -> None:
