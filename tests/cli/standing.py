@@ -23,6 +23,7 @@ from tests.unit import machines
 ANSWERS: dict[str, dict[str, Any]] = {
     "box.logs": {"text": "one\ntwo\n"},
     "open_webui.drift": {"drift": []},
+    "disk.usage": {"folders": [], "disks": []},
     "ollama.list": {"models": [{"name": "mine:latest", "size": 10**9, "digest": "sha256:1"}]},
 }
 

@@ -39,6 +39,7 @@ ON_A_BOX: dict[str, list[str]] = {
     "stop": ["qdrant"],
     "restart": [],
     "models": [],
+    "disk": [],
     "password": [],
     "down": ["--yes"],
 }
@@ -516,6 +517,28 @@ def test_a_plan_for_another_host_or_another_state_is_refused(
 
 
 # -- help and completion --------------------------------------------------------------------------
+
+
+def test_disk_says_who_holds_what(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stand(monkeypatch)
+    n8n = {"name": "n8n", "path": "/opt/ownstack/n8n", "kind": "programs", "bytes": 3 << 30, "unread": 0}
+    data = {"name": "qdrant", "path": "/var/lib/ownstack/qdrant", "kind": "data", "bytes": 5 << 20, "unread": 2}
+    rows = [{**n8n, "older_bytes": 1 << 30}, {**data, "older_bytes": 0}]
+    disks = [{"mount": "/", "total": 200 << 30, "free": 100 << 30}]
+    monkeypatch.setitem(ANSWERS, "disk.usage", {"folders": rows, "disks": disks})
+    assert run(["disk"]) == 0
+    said = capsys.readouterr().out
+    assert "programs: 3.0 GiB" in said
+    assert "of it older versions 1.0 GiB" in said
+    assert "2 folders could not be read" in said
+    assert re.search(r"mine:latest +954 MiB  yours", said)
+    assert "free on /: 100.0 GiB of 200.0 GiB" in said
+    assert run(["disk", "--json"]) == 0
+    envelope = json.loads(capsys.readouterr().out)
+    assert envelope["schema"] == "ownstack/disk/1"
+    assert envelope["data"]["models"] == [{"name": "mine:latest", "bytes": 10**9, "use": "yours"}]
+    assert envelope["data"]["disks"] == disks
+
 
 GOLDEN = Path(__file__).with_name("golden")
 
