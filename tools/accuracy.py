@@ -3,15 +3,18 @@
 
 tools/accuracy.py                          the tables that need nothing but this checkout
 tools/accuracy.py --totals FILE.csv        and totals, against a table of nvidia-smi rows
+tools/accuracy.py --peer GGUF_PARSER --llmfit LLMFIT
+                                           and the same cases through other tools: a build of tools/peers/gguf_parser
+                                           and the program of the wheel llmfit 1.1.17. Where the C library is too old
+                                           for llmfit, name a script that starts it with the loader of a newer one.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
-import subprocess
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -37,6 +40,7 @@ from tests.unit.fitting.golden import (  # noqa: E402
 from tests.unit.fitting.test_further import error_of, further, model_of  # noqa: E402
 from tools import speed_laws  # noqa: E402
 
+EVERY_LOGIT_BEFORE = "2026-06"  # llama.cpp's pull request 23861: since then logits of the last position only
 PAGE = ROOT / "docs" / "reference" / "accuracy.md"
 
 
@@ -81,33 +85,6 @@ def further_table() -> list[str]:
     return [*lines, f"| **all** | {summary([e for errors in by_arch.values() for e in errors], percent)} |"]
 
 
-def peer_totals(folder: Path, name: str, runs: list[dict[str, int]]) -> list[int]:
-    """What gguf-parser-go predicts for a file: weights, cache and compute on the GPU, one number a run."""
-    asked = [part for run in runs for part in (str(folder / f"x-{name}.gguf"), str(run["ctx"]), str(run["ub"]))]
-    done = subprocess.run([str(folder / "peer"), *asked], capture_output=True, text=True, check=True, timeout=120)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [f["weights"] + f["kv"] + f["compute"] for f in found]
-
-
-def peer_table(folder: Path) -> list[str]:
-    """The same runs through both, f16 caches and one sequence (what both can express)."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    for name, raw in further().items():
-        runs = [run for run in raw["runs"] if not run.get("seq") and not run.get("tk")]
-        model = model_of(name)
-        ours += [error_of(model, run) for run in runs]
-        for run, total in zip(runs, peer_totals(folder, name, runs), strict=True):
-            cache = sum(part[0] for part in run.get("kv", [])) + run.get("CUDA0_RS", 0)
-            theirs.append(abs(total / (raw["gpu_weights"] + (cache + run["CUDA0_compute"]) * MIB) - 1))
-    lines = ["| tool | n | median | p95 | worst |", "|---|---|---|---|---|"]
-    return [
-        *lines,
-        f"| ownstack | {summary(ours, percent)} |",
-        f"| gguf-parser-go 0.26.3 | {summary(theirs, percent)} |",
-    ]
-
-
 def offload_table() -> list[str]:
     """How often the number of layers (and of expert layers) is the engine's own."""
     right: dict[str, list[bool]] = defaultdict(list)
@@ -147,7 +124,9 @@ def speed_table() -> list[str]:
 def totals_table(path: Path) -> list[str]:
     """Against what nvidia-smi showed of the process: total and the printed interval."""
     data = load_data()
-    lines = ["| model | context | shown | predicted | with overhead | inside |", "|---|---|---|---|---|---|"]
+    lines = ["| model | context | cards | shown | predicted | with overhead | off | inside |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    errors, hits = [], []
     for row in csv.DictReader(path.open(encoding="utf-8")):
         if not row["total_kind"].startswith("nvidia-smi") or not row["total_gpu_mib"]:
             continue
@@ -158,21 +137,31 @@ def totals_table(path: Path) -> list[str]:
         s = Settings(
             context=int(row["n_ctx"]), parallel=int(row["n_seq"] or 1), kv_type=row["kv_type"] or "f16",
             flash_attention=row["flash_attn"] != "off", batch=int(row["ubatch"] or 512), backend="cuda",
+            all_outputs=row["date"] < EVERY_LOGIT_BEFORE,
         )  # fmt: skip
         model = entry.model(row["quant"] if row["quant"] in entry.quants else quant)
-        part = estimate(model, s, Placement((len(model.layers) + 1,))).gpus[0]
-        low, high = overhead("cuda")
+        cards = int(row["n_gpu"]) if row["n_gpu"].isdigit() else 2
+        total = estimate(model, s, offload.spread(model, s, (1,) * cards)).gpu_bytes
+        low, high = (end * cards for end in overhead("cuda"))
         real = float(row["total_gpu_mib"])
-        ends = [(part.total + o) / MIB for o in (low, high)]
-        inside = ends[0] * 0.999 <= real <= ends[1] * 1.001
+        ends = [(total + o) / MIB for o in (low, high)]
+        middle = sum(ends) / 2
+        errors.append(abs(middle / real - 1))
+        hits.append(ends[0] * 0.999 <= real <= ends[1] * 1.001)
         lines.append(
-            f"| {entry.tag} | {s.context} | {real:.0f} MiB | {part.total / MIB:.0f} MiB "
-            f"| {ends[0]:.0f} to {ends[1]:.0f} MiB | {'yes' if inside else 'no'} |"
+            f"| {entry.tag} | {s.context} | {cards} | {real:.0f} MiB | {total / MIB:.0f} MiB "
+            f"| {ends[0]:.0f} to {ends[1]:.0f} MiB | {middle / real - 1:+.2%} | {'yes' if hits[-1] else 'no'} |"
         )
-    return lines
+    size = sorted(errors)
+    return [
+        *lines,
+        "",
+        f"The middle of the interval is off by {statistics.median(size):.2%} in the median, {size[-1]:.2%} at most;",
+        f"{sum(hits)} of {len(hits)} lie in the printed interval.",
+    ]
 
 
-def page(totals: Path | None, peer: Path | None) -> str:
+def page(totals: Path | None, peer: Path | None, llmfit: Path | None) -> str:
     parts = [
         "# How far `fit` is off",
         "",
@@ -202,21 +191,27 @@ def page(totals: Path | None, peer: Path | None) -> str:
         "",
     ]
     if peer:
+        from tools import peer_tables
+
         parts += [
-            "## Beside gguf-parser-go",
+            "## Beside other tools",
             "",
-            "The same files and settings through both, in one run. llmfit and whichllm do not start on Debian 12 (one",
-            "needs a newer C library, the other fetches its list from the network), so they are not in this table.",
+            "The same files and settings through all of them, in one run. llmfit 1.1.17 does not start on Debian 12",
+            "(it needs a newer C library): it was run with that of Debian testing. It looks a model up by its name in",
+            "a list of its own; the half GB that it adds for the runtime is taken off, and its GB are read as GiB (it",
+            "is nearer then). whichllm fetches its list from the network when it starts: it is not compared.",
             "",
-            *peer_table(peer),
-            "",
+            *peer_tables.lines(peer, llmfit, lambda errors: summary(errors, percent)),
         ]
     if totals:
         parts += [
             "## Totals against nvidia-smi",
             "",
-            "From public reports; the CUDA context is the part that no header tells. The first row's engine kept the",
-            "logits of every position; the last two were shared by several cards.",
+            "The only six rows that were found where model, context, cache and engine are known and nvidia-smi showed",
+            "the memory: ollama/ollama#9988, an engine of spring 2025 (it kept the logits of every position), without",
+            "flash attention. No more are at hand, so this says little of other cards. The CUDA context is the part",
+            "that no header tells. The last two lay on several cards; how many is not told, two is assumed,",
+            "each with a compute buffer of its own.",
             "",
             *totals_table(totals),
             "",
@@ -267,8 +262,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--totals", type=Path)
     parser.add_argument("--peer", type=Path)
+    parser.add_argument("--llmfit", type=Path)
     asked = parser.parse_args()
-    PAGE.write_text(page(asked.totals, asked.peer), encoding="utf-8")
+    PAGE.write_text(page(asked.totals, asked.peer, asked.llmfit), encoding="utf-8")
     print(PAGE.relative_to(ROOT))
     return 0
 
