@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ def apply_learned(machine: Machine) -> Machine:
     ratios = [m["ratio"] for m in mine if isinstance(m.get("ratio"), (int, float)) and 0.05 < m["ratio"] < 20]
     overheads = [m["overhead"] for m in mine if isinstance(m.get("overhead"), int) and 0 <= m["overhead"] < 2**32]
     if ratios:
+        import statistics  # slow to import, and seldom needed
+
         machine = replace(machine, efficiency=statistics.median(ratios))
     if overheads and machine.devices:
         span = (min(overheads), max(overheads))
