@@ -1,4 +1,4 @@
-"""Write docs/reference from the code: commands, settings, artefacts, profiles, hardware. `--check` compares only."""
+"""Write docs/reference and README's table of machines from the code. `--check` compares only."""
 
 from __future__ import annotations
 
@@ -174,7 +174,10 @@ def profiles() -> str:
     """The hardware profiles: which machine each is for, and its policy."""
     parts = [
         "# Hardware profiles\n",
-        "Match rules and policy of each machine class; models are chosen by arithmetic.\n",
+        "Match rules and policy of each machine class; models are chosen by arithmetic. What the chooser takes on a",
+        'machine of each class, all of its memory free, for `use = "chat"` (ask `ownstack fit` for any other):\n',
+        *classes(),
+        "",
     ]
     for path in sorted((ROOT / "hardware_profiles").glob("*.toml")):
         parts.append(f"## {path.stem}\n\n| key | value |\n| --- | --- |")
@@ -182,6 +185,44 @@ def profiles() -> str:
         parts += [f"| `{key}` | {_cell(value)} |" for key, value in _flat(table)]
         parts.append("")
     return "\n".join(parts)
+
+
+# a machine of every class: card (empty: none) and GiB of RAM
+MACHINES = (
+    ("", 4), ("", 8), ("", 16), ("", 64), ("GTX 1650", 16), ("RTX 3050 Laptop GPU", 16), ("GTX 1660 Ti", 16),
+    ("RTX 4060", 32), ("RTX 4070", 32), ("RTX 4080", 32), ("RTX 4090", 64), ("RTX 5090", 64),
+    ("RTX 6000 Ada Generation", 128), ("RTX PRO 6000 Blackwell Workstation Edition", 256), ("GB10", 128),
+)  # fmt: skip
+
+
+def classes(short: bool = False) -> Iterator[str]:
+    """A table of what the chooser takes on a machine of each class."""
+    from ownstack.cli.fit import Asked, declared_machine
+    from ownstack.fitting.choose import Wishes, choose_on, load_data
+
+    data = load_data()
+    heads = ("machine", "class", "chat model", "context", "tokens/s", "embedding model")
+    kept = [0, 2, 3, 4] if short else list(range(len(heads)))
+    yield "| " + " | ".join(heads[i] for i in kept) + " |"
+    yield "| " + " | ".join("---" for _ in kept) + " |"
+    for card, ram in MACHINES:
+        machine = declared_machine(Asked("", card, "" if card else "0", f"{ram}GiB", None), data)
+        chosen = choose_on(data, machine, Wishes())
+        speed = chosen.chat.speed.decode
+        place = "" if chosen.chat.estimate.whole or not card else ", partly in RAM"
+        cells = (
+            f"{card or 'no GPU'}, {ram} GB of RAM", f"`{chosen.profile.name}`", f"{chosen.chat.entry.tag}{place}",
+            f"{chosen.chat.settings.context}", f"{speed.low:.0f} to {speed.high:.0f}", chosen.embedding.entry.tag,
+        )  # fmt: skip
+        yield "| " + " | ".join(cells[i] for i in kept) + " |"
+
+
+def readme(before: str) -> str:
+    """README.md with its table of machines asked of the chooser anew."""
+    head, _, rest = before.partition("<!-- machines: written by tools/reference-docs -->\n")
+    _, _, tail = rest.partition("<!-- end of machines -->\n")
+    marks = ("<!-- machines: written by tools/reference-docs -->\n", "<!-- end of machines -->\n")
+    return head + marks[0] + "\n".join(classes(short=True)) + "\n" + marks[1] + tail
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -211,9 +252,10 @@ def main(check: bool) -> None:
     """Write docs/reference from the code."""
     kit.activate()
     stale = False
-    for name, page in PAGES.items():
-        path = ROOT / "docs/reference" / f"{name}.md"
-        before, after = path.read_text() if path.exists() else "", NOTE + page().rstrip() + "\n"
+    pages = {ROOT / "docs/reference" / f"{name}.md": NOTE + page().rstrip() + "\n" for name, page in PAGES.items()}
+    pages[ROOT / "README.md"] = readme((ROOT / "README.md").read_text())
+    for path, after in pages.items():
+        before = path.read_text() if path.exists() else ""
         if before == after:
             continue
         stale = True

@@ -23,7 +23,7 @@ disk        450.0 GiB free of 500.0 GiB on /  (/)
 init        systemd, sudo: password
 gpu         NVIDIA GeForce RTX 4090  [discrete]  0000:01:00.0
             memory      24.0 GiB (nvml), free 23.5 GiB (nvml)
-            bandwidth   1008 GB/s (table)
+            bandwidth   1008 GB/s (nvml)
             target      8.9 (nvml)
             driver      595.58.03 (nvml), CUDA 13.2; the engine needs 550
             usable      yes: compute capability 8.9, driver 595.58.03

@@ -133,9 +133,13 @@ def closed_form(model: Model, w: dict[str, int]) -> int:
     if model.experts:
         routed = 3 * w["U"] * w["ffe"] + w["U"] * w["d"] + 4 * w["d"]
         return max(routed, 3 * w["ff"] + 2 * w["d"] + q if model.number("leading_dense_block_count") else 0)
+    if model.arch == "qwen35":  # attention of every fourth layer is narrower than the convolution of the others
+        return 3 * w["ff"] + w["conv"]
     if w["conv"]:
         return max(3 * w["ff"] + 2 * w["d"] + q, 2 * w["inproj"] + 2 * w["d"])
-    return 3 * w["ff"] + 2 * w["d"] + q
+    if model.arch == "phi3":  # query, key and value are one tensor
+        q = 0
+    return 3 * w["ff"] + 2 * w["d"] + q + (w["d"] if model.arch == "cohere2" else 0)  # parallel residual
 
 
 def host_form(model: Model) -> int:

@@ -284,12 +284,15 @@ def common(raw: RawProbe, answer: dict[str, Any], device: dict[str, Any], name: 
 
 
 def bandwidth(device: dict[str, Any], name: str) -> Reading[float]:
-    """The table first (vendors' figures); else 2 x highest memory clock x bus width / 8."""
+    """2 x highest memory clock x bus width / 8, as the card itself says; else, or where that is absurd, the table."""
     known = table_bandwidth(name, table_key(device))
     clock, width = device.get("memory_clock_mhz"), device.get("bus_width_bits")
-    if known.value is None and isinstance(clock, int) and isinstance(width, int) and clock * width > 0:
-        return Reading[float](value=2 * clock * 1e6 * width / 8, source="nvml")
-    return known
+    if not (isinstance(clock, int) and isinstance(width, int) and clock * width > 0):
+        return known
+    told = 2 * clock * 1e6 * width / 8
+    if known.value is not None and not 0.5 < told / known.value < 2:
+        return known
+    return Reading[float](value=told, source="nvml")
 
 
 def table_key(device: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 mistral mistral-nemo mistral-sma
 mixtral gemma2 gemma3 gemma3n gemma4 codellama qwen2.5 qwen2.5-coder qwen2.5vl qwen3 qwen3-coder qwen3-vl qwen3.5
 qwen3.6 deepseek-r1 deepseek-v2 deepseek-v3 phi3.5 phi4 gpt-oss granite3.3 granite4 smollm2 olmo2 olmo-3 command-r
 glm4 nemotron nemotron-3-nano lfm2 seed-oss exaone4 all-minilm nomic-embed-text mxbai-embed-large bge-m3
-embeddinggemma qwen3-embedding snowflake-arctic-embed2
+embeddinggemma qwen3-embedding snowflake-arctic-embed2 phi4-mini qwen3-next
+exaone3.5 nemotron-nano glm-4.5-air command-r7b
 """.split()  # noqa: SIM905 -- a list of words reads better so
 
 
@@ -96,6 +97,26 @@ def test_the_card_table_is_wide_and_sane() -> None:
         assert 50e9 < card.bandwidth < 10e12
         assert card.flops > 1e12
     assert len({card.name for card in cards}) == len(cards)
+
+
+# each family that is promised by one of its cards: name, memory in GiB as sold, GB/s
+PROMISED = """
+RTX 2080 Ti|11|616  RTX 3090|24|936  RTX 4090|24|1008  RTX 5090|32|1792  RTX 3080 Laptop GPU|8|448
+RTX 4090 Laptop GPU|16|576  RTX 5090 Laptop GPU|24|896  RTX A6000|48|768  RTX 6000 Ada Generation|48|960
+H100 80GB HBM3|80|3352  H200|141|4800  A100-SXM4-80GB|80|2039  B200|180|8000  L40S|48|864
+H100 80GB HBM3 MIG 3g.40gb|40|1676  A100-SXM4-40GB MIG 1g.5gb|5|194  Jetson AGX Orin 64GB|61|205  GB10|119|273
+RX 6800 XT|16|512  RX 7900 XTX|24|960  RX 9070 XT|16|640  Instinct MI300X|192|5300  Radeon 8060S|96|256
+Arc A770 16GB|16|560  Arc B580|12|456  M1|16|68  M2 Max|32|400  M3 Ultra|192|819  M4 Max 40-core|36|546  M5|16|153
+""".replace("\n", "  ").strip()
+
+
+@pytest.mark.parametrize("row", PROMISED.split("  "))
+def test_every_promised_family_has_its_cards(row: str) -> None:
+    name, gib, rate = row.split("|")
+    card = load_data().cards.find(name)
+    assert card.bandwidth / 1e9 == pytest.approx(float(rate), rel=0.03)
+    if card.kind != "unified":
+        assert card.memory / 2**30 == pytest.approx(float(gib), rel=0.07)
 
 
 @pytest.mark.parametrize(
