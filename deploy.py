@@ -16,7 +16,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from pyinfra.api.deploy import deploy
 
 from ownstack.engine import operations
-from ownstack.engine.role_tasks import manifest_values
 from ownstack.plan import Plan
 from roles import role as role_named
 from roles import roles_of
@@ -26,13 +25,6 @@ from roles import roles_of
 def apply(plan: Plan, **_: Any) -> None:
     """Install everything, then configure everything, then start: no service runs half configured."""
     role_named("base").tasks.install(plan)
-    values = manifest_values(plan)
-    operations.step(
-        name="Base: record the plan",
-        plan=plan,
-        step_name="box.write_manifest",
-        spec={"path": plan.layout.manifest, "values": values},
-    )
     for role in roles_of(plan)[1:]:
         role.tasks.install(plan)
     for role in roles_of(plan):

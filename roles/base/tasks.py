@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ownstack.engine import operations, units
 from ownstack.engine.operations import Account, Directory
-from ownstack.engine.role_tasks import downloads
+from ownstack.engine.role_tasks import downloads, manifest_values
 from ownstack.kit import kit_root
 from ownstack.plan import Plan
 from roles import roles_of
@@ -25,6 +25,13 @@ def install(plan: Plan) -> None:
     if plan.system:
         operations.accounts(name="Base: accounts", wanted=_accounts(plan))
     bring_runner(plan)
+    # before anything is fetched, which is what fails most: `down` takes away what has a record
+    operations.step(
+        name="Base: record the plan",
+        plan=plan,
+        step_name="box.write_manifest",
+        spec={"path": plan.layout.manifest, "values": manifest_values(plan)},
+    )
     part = plan.role(NAME)
     packages = part.settings.get("packages", [])
     if packages and plan.system:

@@ -6,13 +6,15 @@ The tests of this file follow each other on one clone of the provisioned host.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.hosts import Host, Network, footprint
-from tests.hosts.kit import SERVICES, Ownstack, processes, wait_ready
+from tests.hosts.kit import CHECKOUT, SERVICES, Ownstack, processes, wait_ready
 
 PREFIX = "ownstack-"
 
@@ -42,6 +44,42 @@ def test_a_second_up_changes_nothing_and_restarts_nothing(box: Host, ownstack: O
     assert processes(box) == before
     print(f"second up over SSH: {again['seconds']} s")
     assert ownstack("plan", "--exit-code", check=False).returncode == 0
+
+
+def test_pyinfra_by_hand_carries_out_the_same_plan(box: Host, ownstack: Ownstack, mirror: Mirror) -> None:
+    """pyinfra's own command with an inventory of one's own: what differs is put back, nothing else is touched."""
+    before = processes(box)
+    box.run("chmod 0755 /etc/ownstack/secrets")
+    inventory = box.folder / "inventory.py"
+    about = {"ssh_user": "root", "ssh_config_file": ownstack.environment["OWNSTACK_SSH_CONFIG"]}
+    inventory.write_text(f"hosts = [({box.hostname!r}, {about!r})]\n")
+    Path(ownstack.settings).write_text(ownstack.toml)
+    done = subprocess.run(
+        [CHECKOUT / ".venv/bin/pyinfra", inventory, mirror.lab.kit / "deploy.py", "-y"], cwd=mirror.lab.kit,
+        env=ownstack.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert box.output("stat -c %a /etc/ownstack/secrets") == "700"
+    assert processes(box) == before
+    assert ownstack("plan", "--exit-code", check=False).returncode == 0
+
+
+def test_services_stop_start_and_tell_their_last_lines(box: Host, ownstack: Ownstack) -> None:
+    before = processes(box).split("\n\n")
+    ownstack("stop", "qdrant")
+    assert box.run("systemctl is-active ownstack-qdrant", check=False).stdout.strip() == "inactive"
+    assert box.output("systemctl is-enabled ownstack-qdrant") == "enabled", "it starts again at the next boot"
+    down = ownstack("status", "--json", check=False)
+    assert (down.returncode, json.loads(down.stdout)["error"]["message"]) == (1, "not running: qdrant")
+    ownstack("start")
+    assert ownstack("status").returncode == 0
+    after = processes(box).split("\n\n")
+    assert sum(one != other for one, other in zip(before, after, strict=True)) == 1, "the others went on running"
+    ownstack("restart", "n8n")
+    assert sum(one != other for one, other in zip(after, processes(box).split("\n\n"), strict=True)) == 1
+    lines = ownstack.json("logs", "-n", "3", "qdrant")["lines"]
+    assert len(lines) == 3
+    assert all("qdrant" in line for line in lines)
 
 
 def test_after_a_reboot_it_verifies(box: Host, ownstack: Ownstack) -> None:

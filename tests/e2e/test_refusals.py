@@ -98,6 +98,17 @@ def test_wrong_bytes_are_never_installed(host: Host, mirror: Mirror, archive: st
     assert small(mirror, host).json("up", "--yes")["verify"]["ok"]
 
 
+def test_a_first_run_that_failed_can_be_taken_away(host: Host, mirror: Mirror, archive: str) -> None:
+    """The whole box is asked for and a download fails: `down --purge` knows what there is already."""
+    before = footprint.take(host)
+    mirror.files.faults[archive] = Fault(flip=True)
+    ownstack = mirror.ownstack(host)
+    assert refusal(ownstack)[1]["code"] == "fetch-hash"
+    assert "+ accounts: " in "\n".join(before.differences(footprint.take(host)))
+    ownstack("down", "--purge", "--yes")
+    assert before.differences(footprint.take(host)) == []
+
+
 def test_a_download_cut_off_is_told_and_continued(host: Host, mirror: Mirror, archive: str) -> None:
     mirror.files.faults[archive] = Fault(cut_after=5_000_000)
     status, error = refusal(small(mirror, host))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def test_the_operations_of_one_role_in_their_order() -> None:
         "Base: folders",
         "Base: Python",
         "Base: runner",
+        "Base: record the plan",
         "Base: secrets",
         "Base: downloads",
         "Base: python",
         "Base: uv",
-        "Base: record the plan",
         "Qdrant: program",
         "Qdrant: folders",
         "Qdrant: configuration",
@@ -93,9 +94,11 @@ def test_the_deploy_of_a_machine_class(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", ["bare-server", "rtx-4090", "container-cgroup-v2"])
 def test_nothing_is_installed_half_configured(machine: str) -> None:
-    """The plan is recorded before anything of a role is made; all is configured before anything starts."""
+    """The plan is recorded before anything is fetched; all is configured before anything starts."""
     names = [op.name for op in run(plan(machine))[0].operations]
     recorded = names.index("Base: record the plan")
+    assert recorded < names.index("Base: secrets")
+    assert recorded < min(names.index(name) for name in ("Base: downloads", "Base: uv") if name in names)
     first_role = min(i for i, name in enumerate(names) if name.endswith(": program"))
     last_configured = max(i for i, name in enumerate(names) if ": configuration" in name)
     first_service = min(i for i, name in enumerate(names) if name.endswith(": service"))
@@ -251,6 +254,42 @@ def test_purge_takes_data_configuration_accounts_and_added_packages() -> None:
     assert f"rm -rf {made.layout.var} {made.layout.etc}" in text
     assert re.findall(r"userdel (\S+)", text) == ["ownstack-qdrant"] or "userdel ownstack-qdrant" in text
     assert "purge zstd" in text
+
+
+MANAGERS = {
+    "apt-get": ("install zstd", "purge zstd"),
+    "dnf": ("-q -y install zstd", "-q -y remove zstd"),
+    "pacman": ("-S --noconfirm --needed zstd", "-Rs --noconfirm zstd"),
+    "zypper": ("-n install --no-recommends zstd", "-n remove zstd"),
+}
+
+
+@pytest.mark.parametrize("manager", [*MANAGERS, "none"])
+def test_system_packages_come_and_go_by_the_hosts_own_manager(manager: str, tmp_path: Path) -> None:
+    made = plan("rtx-4090")
+    scripts = []
+    cases: list[tuple[Any, dict[str, Any]]] = [(apply, {}), (remove, {"purge": True, "packages": ["zstd"]})]
+    for action, more in cases:
+        (script,) = [c for c in run(made, action=action, **more)[1].commands if "command -v pacman" in c]
+        scripts.append(shlex.split(script)[5])
+    if manager != "none":
+        tool = tmp_path / manager
+        tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/asked\n')
+        tool.chmod(0o755)
+    done = [
+        subprocess.run(
+            ["/bin/sh", "-c", text], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        )
+        for text in scripts
+    ]
+    if manager == "none":
+        assert done[0].returncode == 1
+        assert "no known package manager" in done[0].stderr
+        return
+    assert [one.returncode for one in done] == [0, 0], done
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-2].endswith(MANAGERS[manager][0])
+    assert asked[-1].endswith(MANAGERS[manager][1])
 
 
 def specs(seen: Seen, step: str) -> list[dict[str, Any]]:

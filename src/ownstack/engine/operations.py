@@ -264,6 +264,7 @@ def packages(plan: Plan, wanted: list[str]) -> Commands:
         "--no-install-recommends install", *names,
         "; elif command -v dnf >/dev/null; then dnf -q -y install", *names,
         "; elif command -v pacman >/dev/null; then pacman -S --noconfirm --needed", *names,
+        "; elif command -v zypper >/dev/null; then zypper -n install --no-recommends", *names,
         "; else echo 'no known package manager' >&2; exit 1; fi",
     )  # fmt: skip
     note = {"path": plan.layout.manifest, "values": {"packages_added": missing}}
@@ -317,5 +318,6 @@ def farewell(plan: Plan, purge: bool, accounts: list[Account], packages: list[st
             "export DEBIAN_FRONTEND=noninteractive; if command -v apt-get >/dev/null; then",
             "apt-get -q -y -o DPkg::Lock::Timeout=300 purge", *names,
             "; elif command -v dnf >/dev/null; then dnf -q -y remove", *names,
-            "; elif command -v pacman >/dev/null; then pacman -Rs --noconfirm", *names, "; fi",
+            "; elif command -v pacman >/dev/null; then pacman -Rs --noconfirm", *names,
+            "; elif command -v zypper >/dev/null; then zypper -n remove", *names, "; fi",
         )  # fmt: skip
