@@ -396,10 +396,13 @@ advice() {
     family=$(sed -n 's/^ID\(_LIKE\)\{0,1\}=//p' "${os_release:-/etc/os-release}" 2>/dev/null | tr -d '"' | tr '\n' ' ')
     sudo='sudo '
     [ "$(id -u)" != 0 ] || sudo=''
+    python3='' # what the system calls python3 may be too old; then its 3.11 has a name of its own
+    ! python3 -c 'import sys; sys.exit(sys.version_info >= (3, 11))' 2>/dev/null </dev/null || python3=python3.11
     case " $(uname -s) $family " in
         *' debian '* | *' ubuntu '*)
-            echo "${sudo}apt-get update && ${sudo}apt-get install -y python3 python3-venv curl ca-certificates" ;;
-        *' fedora '* | *' rhel '*) echo "${sudo}dnf install -y python3 python3-pip" ;;
+            echo "${sudo}apt-get update && ${sudo}apt-get install -y ${python3:-python3} ${python3:-python3}-venv \
+curl ca-certificates" ;;
+        *' fedora '* | *' rhel '*) echo "${sudo}dnf install -y ${python3:-python3} ${python3:-python3}-pip" ;;
         *' arch '*) echo "${sudo}pacman -S --needed python python-pip" ;;
         *' alpine '*) echo "${sudo}apk add python3 py3-pip" ;;
         *' suse '* | *' opensuse'*) echo "${sudo}zypper install -y python312 python312-pip" ;;

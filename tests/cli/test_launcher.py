@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -391,6 +392,51 @@ def test_advice_names_the_command_of_the_system(checkout: Checkout, tmp_path: Pa
     assert run.returncode == 1
     assert command in run.stderr
     assert ("sudo" in run.stderr) == (os.geteuid() != 0 and "haiku" not in system)
+
+
+def old_python(folder: Path) -> Path:
+    """A `python3` that says it is 3.9, first on the PATH."""
+    folder.mkdir()
+    path = folder / "python3"
+    lie = "import sys; sys.version_info = (3, 9, 2, 'final', 0)"
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || exec {sys.executable} "$@"\ncode=$2; shift 2\n'
+        f'exec {sys.executable} -c "{lie}; sys.executable = \\"$0\\"\n$code" "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_an_older_python_is_passed_over_for_a_newer_one(checkout: Checkout, tmp_path: Path) -> None:
+    old = old_python(tmp_path / "old")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/python3.13").symlink_to(sys.executable)
+    paths = f"{tmp_path}/old:{tmp_path}/new:/usr/bin:/bin"
+    script = "good='' any=''; usable python3 && echo taken; find_pythons; echo $good"
+    run = checkout.shell(script, PATH=paths)
+    assert run.stdout == f"{Path(sys.executable).resolve()}\n", run.stderr
+    said = subprocess.run([old, "-c", "print(sys.version_info[:2])"], capture_output=True, text=True, check=True)
+    assert said.stdout == "(3, 9)\n"
+    assert FIRST in checkout.start(PATH=paths).stderr
+    assert checkout.start(PATH=paths).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("system", "packages"),
+    [
+        ("ID=ubuntu", "python3.11 python3.11-venv"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"', "python3.11 python3.11-pip"),
+    ],
+)
+def test_where_python3_is_too_old_the_newer_one_is_named(
+    checkout: Checkout, tmp_path: Path, system: str, packages: str
+) -> None:
+    old_python(tmp_path / "old")
+    (tmp_path / "os-release").write_text(f"{system}\n")
+    run = checkout.shell(
+        "no_python", os_release=str(tmp_path / "os-release"), PATH=f"{tmp_path}/old:{os.environ['PATH']}"
+    )
+    assert f"install -y {packages}" in run.stderr
 
 
 def _until(condition: Any, process: subprocess.Popen[str]) -> None:
