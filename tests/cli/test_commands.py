@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from ownstack.cli import COMMANDS, run
 from ownstack.cli.output import colour
 from ownstack.cli.up import how_to_open
 from ownstack.engine import carry
+from ownstack.hardware.report import Disk
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
+from tests.cli import standing
 from tests.cli.standing import ANSWERS, Box, stand
 from tests.unit import machines
 
@@ -132,9 +135,11 @@ def test_4_where_the_host_cannot_be_reached(command: str, capsys: pytest.Capture
         held.bind(("127.0.0.1", 0))
         host = f"nobody@127.0.0.1:{held.getsockname()[1]}"
         code = run([command, *ON_A_BOX[command], "--json", "--host", host, "--set", 'roles=["qdrant"]'])
-    answer = told(capsys)
-    assert (code, answer["error"]["code"]) == (4, "unreachable")
-    assert host in answer["error"]["message"]
+    seen = capsys.readouterr()
+    error = json.loads(seen.out)["error"]
+    assert (code, error["code"]) == (4, "unreachable")
+    assert host in error["message"]
+    assert seen.err == "", "pyinfra's own words are not added to ours"
 
 
 @pytest.mark.parametrize("command", [name for name in ON_A_BOX if name not in ("plan", "up")])
@@ -144,6 +149,7 @@ def test_1_where_no_box_stands(command: str, box: Box, capsys: pytest.CaptureFix
     answer = told(capsys)
     assert answer["error"]["code"] == "no-box"
     assert "`ownstack up`" in answer["error"]["hint"]
+    assert answer["error"]["message"] == "there is no box on fake"
 
 
 @pytest.mark.parametrize("command", ["plan", "up"])
@@ -155,6 +161,33 @@ def test_3_where_nothing_fits(command: str, box: Box, capsys: pytest.CaptureFixt
     assert run([command, *ON_A_BOX[command], "--json"]) == 3
     assert told(capsys)["error"]["code"] == "HW-NVIDIA-DRIVER-MISMATCH"
     assert box.seen.files == []
+
+
+TIGHT = (Disk(path="/", total_bytes=10**12, free_bytes=2**30, mount="/", device="/"),)
+TAKEN = (machines.listening(5678, process="grafana", pid=9, user="grafana", unit="grafana.service"),)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words", "code", "message"),
+    [
+        ({}, ["--set", "models.chat=nosuch:1b"], 2, "unknown model 'nosuch:1b'"),
+        ({}, ["--set", "models.chat=qwen3:999b"], 2, "unknown model 'qwen3:999b'"),
+        ({"disks": TIGHT}, [], 3, "/ has 1.0 GiB free"),
+        ({"ports": TAKEN}, [], 2, "taken by grafana (process 9, unit grafana.service, user grafana)"),
+        ({"host": {"glibc": "2.31"}}, [], 3, "glibc 2.31"),
+        ({}, ["--set", "ollama.use=existing"], 3, "no Ollama answers"),
+        ({}, ["--set", 'roles=["open_webui"]'], 2, "open_webui keeps its vectors in qdrant"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_done(
+    parts: dict[str, Any], words: list[str], code: int, message: str, box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.report, box.state = machines.changed("bare-server", **parts), BoxState()
+    assert run(["up", "--yes", "--json", *words]) == code
+    error = told(capsys)["error"]
+    assert message in error["message"]
+    assert error["hint"]
+    assert (box.seen.files, box.seen.commands) == ([], [])
 
 
 @pytest.mark.parametrize("outcome", [Outcome.failed("it is gone"), Outcome.amber("not yet", "wait")])
@@ -269,6 +302,28 @@ def test_130_where_it_was_interrupted(
         assert told(capsys)["error"]["code"] == "interrupted"
     else:
         assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_130_where_a_run_is_interrupted(
+    as_json: list[str], box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the middle of `up`: pyinfra does not swallow it, and nothing is done afterwards."""
+    box.state = BoxState()
+    answer = standing.runner
+
+    def pressed(command: str) -> list[str] | None:
+        if "secrets.ensure" in command and '"dry"' not in command:
+            os.kill(os.getpid(), signal.SIGINT)
+        return answer(command)
+
+    monkeypatch.setattr("tests.cli.standing.runner", pressed)
+    assert run(["up", "--yes", *as_json]) == 130
+    assert any("secrets.ensure" in command for command in box.seen.commands[-2:])
+    if as_json:
+        assert told(capsys)["error"]["code"] == "interrupted"
+    else:
+        assert "hint: run the same command again: it goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["-vv"], ["-v", "-v"], ["--verbose", "--verbose"], ["-vvv"], [], ["-v"]])
@@ -428,6 +483,30 @@ def test_addresses_work_from_where_the_user_sits(monkeypatch: pytest.MonkeyPatch
     said = "\n".join(how_to_open(away))
     assert "ownstack open --host me@server" in said
     assert "127.0.0.1" not in said
+
+
+@pytest.mark.parametrize("screen", ["DISPLAY", "WAYLAND_DISPLAY", ""])
+def test_open_opens_the_browser_where_there_is_a_screen(
+    screen: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if screen:
+        monkeypatch.setenv(screen, ":0")
+    for page, address in (("open-webui", "http://127.0.0.1:8080/"), ("n8n", "http://127.0.0.1:5678/")):
+        opened.clear()
+        assert run(["open", page]) == 0
+        assert capsys.readouterr().out == f"{address}\n"
+        assert opened == ([address] if screen else [])
+        assert run(["open", page, "--no-browser"]) == 0
+        assert run(["open", page, "--json"]) == 0
+        capsys.readouterr()
+        assert len(opened) == bool(screen)
+    box.state = machines.box(machines.plan(box.report, {"roles": ["qdrant", "ollama", "models", "open_webui"]}))
+    assert run(["open", "n8n"]) == 2
+    assert "n8n is not part of this box" in capsys.readouterr().err
 
 
 def tunnelled(monkeypatch: pytest.MonkeyPatch, interrupted: bool, words: bytes = b"") -> list[str]:

@@ -223,6 +223,8 @@ def test_a_bare_host_has_no_state(tmp_path: Path) -> None:
 def test_targets(text: str, user: str, hostname: str, port: int | None) -> None:
     target = Target.parse(text)
     assert (target.user, target.hostname, target.port, target.local) == (user, hostname, port, False)
+    assert str(target) == text
+    assert str(Target.parse("local")) == "this machine"
     assert Target.parse("").local
     assert Target.parse("local").local
 

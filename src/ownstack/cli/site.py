@@ -96,9 +96,7 @@ class Site:
         from ..plan import Plan
 
         if not self.state.stands or self.state.manifest is None:
-            raise RunError(
-                f"there is no box on {self.session.target.name}", hint="`ownstack up` makes one", code="no-box"
-            )
+            raise RunError(f"there is no box on {self.session.target}", hint="`ownstack up` makes one", code="no-box")
         with self._record():
             plan = Plan.model_validate(self.state.manifest["plan"])
         # the box may have been made from elsewhere, or under another name
@@ -114,7 +112,7 @@ class Site:
         except ValidationError as error:
             made = (self.state.manifest or {}).get("kit_version", "unknown")
             raise ConfigError(
-                f"the record of the box on {self.session.target.name} cannot be read: it was made by ownstack {made}, "
+                f"the record of the box on {self.session.target} cannot be read: it was made by ownstack {made}, "
                 f"this is {__version__}",
                 hint=f"use ownstack {made} for this box",
                 code="record",

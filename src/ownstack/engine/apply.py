@@ -98,9 +98,7 @@ def execute(session: Session, deploy: Callable[..., Any], listen: Listen, **argu
             with session.events(), ctx_state.use(session.state):
                 run_ops(session.state)
         except (OSError, EOFError) as error:
-            raise UnreachableError(
-                f"the connection to {session.target.name} broke: {error}", hint="run again"
-            ) from error
+            raise UnreachableError(f"the connection to {session.target} broke: {error}", hint="run again") from error
         finally:
             _collect(session, names, result)
         if session.host not in session.state.active_hosts:
@@ -152,7 +150,7 @@ def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
         name = _name(session, op_hash)
         if not session.alive:
             return UnreachableError(
-                f"the connection to {session.target.name} broke during: {name}",
+                f"the connection to {session.target} broke during: {name}",
                 hint="run the same command again: it goes on where it stopped",
             )
         try:
@@ -162,4 +160,4 @@ def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
                 return RunError(f"{name}: {step.message}", hint=step.hint, code=step.code)
         tail = "\n".join((meta.stderr or meta.stdout).splitlines()[-8:])
         return RunError(f"{name}: {tail or 'failed'}", hint="mend the cause and run again: it goes on where it stopped")
-    return RunError(f"the run on {session.target.name} stopped: {error or 'the host gave no answer'}", hint="run again")
+    return RunError(f"the run on {session.target} stopped: {error or 'the host gave no answer'}", hint="run again")

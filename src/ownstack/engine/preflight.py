@@ -105,7 +105,7 @@ def read_state(session: Session, layout: Layout) -> BoxState:
         manifest: dict[str, Any] = json.loads(out)
     except ValueError as error:
         raise ConfigError(
-            f"{layout.manifest} on {session.target.name} is damaged: {error}",
+            f"{layout.manifest} on {session.target} is damaged: {error}",
             hint="move it aside and run `ownstack up`: data and secrets are kept",
         ) from error
     rc, _, _ = session.command(StringCommand("test", "-x", QuoteString(layout.current("base") + "/runner")))
@@ -135,16 +135,16 @@ def become_root(session: Session, report: HardwareReport, password: str | None) 
         return
     if kind == "none" or password is None:
         raise RunError(
-            f"{report.host.user} needs a password for sudo on {session.target.name}"
+            f"{report.host.user} needs a password for sudo on {session.target}"
             if kind != "none"
-            else f"{report.host.user} cannot use sudo on {session.target.name}",
+            else f"{report.host.user} cannot use sudo on {session.target}",
             hint='run with a terminal to be asked, or `--sudo-password-file FILE`; or set `scope = "user"`',
             code="no-sudo",
         )
     session.use_sudo(password)
     if not session.sudo_works():
         raise RunError(
-            f"sudo on {session.target.name} refused the password of {report.host.user}",
+            f"sudo on {session.target} refused the password of {report.host.user}",
             hint="it was tried once; run again with the right one",
             code="wrong-sudo-password",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
@@ -44,6 +45,10 @@ class Target:
     def local(self) -> bool:
         return self.name == "local"
 
+    def __str__(self) -> str:
+        """As messages name it."""
+        return "this machine" if self.local else self.name
+
     @classmethod
     def parse(cls, text: str, ssh_config: str = "") -> Target:
         """`user@server`, `server`, `server:2222` or `local`."""
@@ -54,6 +59,14 @@ class Target:
         if colon and port.isdigit() and ":" not in hostname:
             return cls(name=text, hostname=hostname, user=user, port=int(port), ssh_config=ssh_config)
         return cls(name=text, hostname=rest, user=user, ssh_config=ssh_config)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Of pyinfra's own lines: what is no error is passed on, unless it says nothing; errors we tell ourselves."""
+    return record.levelno < logging.ERROR and not record.getMessage().startswith("Failed to load host keys")
+
+
+logging.getLogger("pyinfra").addFilter(_worth_saying)
 
 
 class Session:
@@ -145,7 +158,7 @@ class Session:
             root=False,
         )
         if rc != 0:
-            raise RunError(f"no private folder on {self.target.name}: {err.strip()}", hint="free space in /tmp")
+            raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /tmp")
         self._askpass = out.strip().splitlines()[-1]
         # sudo asks an askpass program three times: while `once` is there, only the first is answered
         d = shlex.quote(self._askpass)
@@ -200,7 +213,7 @@ class Session:
         except TimeoutError:
             return 124, "", f"no end after {timeout} s"
         except (OSError, EOFError, ConnectError) as error:
-            raise UnreachableError(f"the connection to {self.target.name} broke: {error}", hint="run again") from error
+            raise UnreachableError(f"the connection to {self.target} broke: {error}", hint="run again") from error
         lines = output.stdout_lines
         for index in range(len(lines) - 1, -1, -1):
             if lines[index].startswith(MARK):
@@ -217,15 +230,15 @@ class Session:
             try:
                 sent = self.host.put_file(source, temporary, **self._arguments(None))
             except (OSError, PyinfraError) as error:
-                raise RunError(f"cannot write {path} on {self.target.name}: {error}") from error
+                raise RunError(f"cannot write {path} on {self.target}: {error}") from error
             if not sent:
-                raise RunError(f"cannot write {path} on {self.target.name}")
+                raise RunError(f"cannot write {path} on {self.target}")
         command = StringCommand(
             "chmod", mode, QuoteString(temporary), "&&", "mv", "-f", QuoteString(temporary), QuoteString(path)
         )
         rc, _, err = self.command(command)
         if rc != 0:
-            raise RunError(f"cannot write {path} on {self.target.name}: {err.strip()}")
+            raise RunError(f"cannot write {path} on {self.target}: {err.strip()}")
 
     # -- runner steps ----------------------------------------------------------------------------
 
