@@ -38,7 +38,7 @@ from tests.unit.fitting.golden import (  # noqa: E402
     weighted_model,
 )
 from tests.unit.fitting.test_further import error_of, further, model_of  # noqa: E402
-from tools import speed_laws  # noqa: E402
+from tools import projectors, speed_laws  # noqa: E402
 
 EVERY_LOGIT_BEFORE = "2026-06"  # llama.cpp's pull request 23861: since then logits of the last position only
 PAGE = ROOT / "docs" / "reference" / "accuracy.md"
@@ -161,6 +161,14 @@ def totals_table(path: Path) -> list[str]:
     ]
 
 
+def projector_table() -> list[str]:
+    """The rule against the published files."""
+    both = sorted(projectors.RULE.keys() & projectors.PUBLISHED.keys())
+    errors = [abs(projectors.RULE[tag] / projectors.PUBLISHED[tag] - 1) for tag in both]
+    return ["| rule against published files | n | median | p95 | worst |", "|---|---|---|---|---|",
+            f"| {', '.join(both)} | {summary(errors, percent)} |"]  # fmt: skip
+
+
 def page(totals: Path | None, peer: Path | None, llmfit: Path | None) -> str:
     parts = [
         "# How far `fit` is off",
@@ -248,11 +256,19 @@ def page(totals: Path | None, peer: Path | None, llmfit: Path | None) -> str:
         "pads rows, Vulkan does not); the compute buffer 1.1 MiB more when whole and 2.1 MiB when split, the same at",
         "every context (`tests/e2e/test_fit_software_gpu.py`).",
         "",
+        "## Vision projectors",
+        "",
+        "32 models of the catalogue read pictures. For ten the size is that of a published file; for the others the",
+        "matrices of the vision part are summed from its public widths (`tools/projectors.py`).",
+        "",
+        *projector_table(),
+        "",
         "## What is not shown",
         "",
         "No CUDA card was at hand: the overhead interval rests on reports. ROCm's, Metal's and Vulkan's overheads",
         "are assumptions until `ownstack bench` has measured. Two cards share layers in proportion to free memory;",
-        "pipeline copies are not modelled. Vision projectors count only where their size is known.",
+        "pipeline copies are not modelled. The memory that a vision projector works in is not counted, and it was",
+        "measured nowhere: only its file is.",
         "",
     ]
     return "\n".join(parts)

@@ -117,7 +117,7 @@ def updated(entry: dict[str, Any], header: Header, found: dict[str, Any], source
         "source": [source],
     }
     if projector is not None:
-        entry["projector_bytes"] = projector["size"]
+        entry |= {"projector_bytes": projector["size"], "projector": "published file"}
     if entry["default_quant"] not in entry["quants"]:
         entry["default_quant"] = quant
     if quant == entry["default_quant"]:

@@ -220,9 +220,11 @@ def memory(context: Context) -> Outcome:
         return Outcome.failed(f"the engine's log has no account of {model.tag}", "`ownstack logs ollama`")
     gpu, host = split(now["buffers"])
     if context.plan.engine == "cpu":
-        found = compare("memory", model.predicted_host_bytes, gpu + host, TOLERANCE_HOST)
+        found = compare("memory", model.predicted_host_bytes - model.projector_bytes, gpu + host, TOLERANCE_HOST)
     else:
-        found = compare("GPU", model.predicted_gpu_bytes, gpu, TOLERANCE_GPU)
+        # the projector is on the GPU with the whole model, else in RAM
+        beside = model.projector_bytes if model.gpu_layers == model.layers else 0
+        found = compare("GPU", model.predicted_gpu_bytes - beside, gpu, TOLERANCE_GPU)
     right, words, values = found
     context_length = now.get("context_length", 0)
     if model.context and context_length and context_length != model.context:

@@ -163,6 +163,7 @@ class ModelChoice(Frozen):
     layers: int | None = None
     predicted_gpu_bytes: int = 0
     predicted_host_bytes: int = 0
+    projector_bytes: int = 0  # of the predicted bytes what reads pictures takes: the engine's log does not count it
     predicted_tps: tuple[float, float, float] | None = None
     dimension: int | None = None
     licence: str = ""

@@ -84,7 +84,7 @@ def test_the_json_has_exactly_these_keys() -> None:
     listed = data("--gpu", "RTX 4090", "--all")
     assert set(listed) == {"best", "machine", "candidates"}
     for candidate in listed["candidates"]:
-        assert keys(candidate) <= ROW | {"memory.gpu[].projector", "memory.host.projector"}
+        assert keys(candidate) <= ROW | {"memory.gpu[].projector", "memory.host.projector", "provenance.projector"}
         assert set(candidate) == set(row)
     assert keys(listed["best"]) == {"model", "ctx", "spare", "next_best", *(f"decode_tps.{end}" for end in TRIPLE)}
 

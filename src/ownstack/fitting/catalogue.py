@@ -55,6 +55,11 @@ class Entry:
         """File size of the vision projector, 0 where there is none or its size is not known."""
         return int(self.raw.get("projector_bytes", 0))
 
+    @property
+    def projector_source(self) -> str:
+        """Where the projector's size is from."""
+        return str(self.raw.get("projector", ""))
+
     def download_bytes(self, quant: str) -> int:
         sizes = self.raw["quants"][quant]
         return int(sizes["file"]) + self.projector_bytes

@@ -251,6 +251,7 @@ def choice_of(c: Candidate, use: ModelUse, reasons: tuple[str, ...] = ()) -> Mod
         layers=c.estimate.of_layers,
         predicted_gpu_bytes=c.estimate.gpu_bytes,
         predicted_host_bytes=c.estimate.host.total,
+        projector_bytes=c.entry.projector_bytes,
         predicted_tps=None if use == "embedding" else (decode.low, decode.mid, decode.high),
         dimension=c.entry.dimension,
         licence=c.entry.licence,

@@ -78,14 +78,14 @@ def settings_for(model: Model, machine: Machine, want: Request, file_bytes: int)
     return replace(s, batch=batch)
 
 
-def place(model: Model, s: Settings, machine: Machine, gpu_layers: int | str) -> Estimate:
-    """The estimate for the wanted placement, with each card's overhead."""
+def place(model: Model, s: Settings, machine: Machine, gpu_layers: int | str, projector: int = 0) -> Estimate:
+    """The estimate for the wanted placement, with each card's overhead. `projector` is kept free beside the margin."""
     overheads = tuple(d.overhead for d in machine.devices)
     if not machine.devices:
         return offload.fit(model, s, ())
     if gpu_layers == "fit":
         free = tuple(max(0, d.free - d.overhead[1]) for d in machine.devices)
-        return with_overhead(offload.fit(model, s, free), overheads)
+        return with_overhead(offload.fit(model, s, free, offload.MARGIN_BYTES + projector), overheads)
     count = len(model.layers) + 1 if gpu_layers == "all" else int(gpu_layers)
     if gpu_layers == "all" and len(machine.devices) > 1:
         from .memory import estimate
@@ -130,9 +130,8 @@ def make_row(
     """Evaluate one model on one machine."""
     size = file_bytes or model.weights.total
     s = settings_for(model, machine, want, size)
-    e = place(model, s, machine, want.gpu_layers)
-    if entry is not None:
-        e = add_projector(e, entry.projector_bytes)
+    projector = 0 if entry is None else entry.projector_bytes
+    e = add_projector(place(model, s, machine, want.gpu_layers, projector), projector)
     verdict, reasons = judge(e, machine)
     how = compute.whole(model, s, cells(model, s))[2]
     return Row(
@@ -281,6 +280,9 @@ def as_json(row: Row) -> dict[str, Any]:
             "cache": "closed form of the header",
             "compute": row.how,
             "overhead": row.overhead_source,
+            **(
+                {"projector": row.entry.raw.get("projector", "file")} if row.entry and row.entry.projector_bytes else {}
+            ),
             "speed": f"fitted on public llama-bench tables; {row.rates}",
             **({"source": list(row.entry.source), "verified": row.entry.verified} if row.entry else {}),
         },

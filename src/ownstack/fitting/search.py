@@ -104,11 +104,14 @@ def _fit(model: Model, s: Settings, free: tuple[int, ...], margin: int) -> Estim
     return offload.fit(model, s, free, margin)
 
 
-def placed(model: Model, s: Settings, machine: Machine, taken: Taken, gpu_reserve: int) -> Estimate:
-    """Where the engine puts the model on this machine, overhead noted."""
+def placed(model: Model, s: Settings, machine: Machine, taken: Taken, gpu_reserve: int, projector: int = 0) -> Estimate:
+    """Where the engine puts the model on this machine, overhead noted.
+
+    Ollama adds the projector's size to the margin; where the model then is not whole on the GPU, it stays in RAM.
+    """
     free = free_for_engine(machine, taken)
-    found = _fit(model, s, free, max(MARGIN_BYTES, gpu_reserve))
-    return with_overhead(found, tuple(d.overhead for d in machine.devices))
+    found = _fit(model, s, free, max(MARGIN_BYTES, gpu_reserve) + projector)
+    return add_projector(with_overhead(found, tuple(d.overhead for d in machine.devices)), projector)
 
 
 def host_need(e: Estimate, machine: Machine) -> int:
@@ -156,8 +159,7 @@ def try_entry(
         return None
     for context in contexts(entry, limits):
         s = make_settings(model, machine, context, limits, size, taken)
-        e = placed(model, s, machine, taken, limits.gpu_reserve)
-        e = add_projector(e, entry.projector_bytes)
+        e = placed(model, s, machine, taken, limits.gpu_reserve, entry.projector_bytes)
         if not fits_host(e, machine, limits, taken):
             continue
         found = Candidate(entry, quant, model, s, e, predict(model, s, e, machine.engine), quality)
@@ -193,5 +195,5 @@ def on_host(entry: Entry, machine: Machine, limits: Limits, context: int, qualit
     model = entry.model()
     bare = Machine((), machine.ram_total, machine.ram_available, machine.ram_bandwidth, cores=machine.cores)
     s = make_settings(model, bare, context, limits, entry.download_bytes(entry.default_quant), Taken())
-    e = estimate(model, s, Placement(()))
+    e = add_projector(estimate(model, s, Placement(())), entry.projector_bytes)
     return Candidate(entry, entry.default_quant, model, s, e, predict(model, s, e, bare.engine), quality)

@@ -250,7 +250,8 @@ def log_text(spec: Spec) -> str:
     return call(["journalctl", which, unit, "-b", "-o", "cat", "--no-pager", "-n", LOG_LINES], check=False)
 
 
-_BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|compute|output|RS) buffer size\s*=\s*([\d.]+) MiB")
+# `alloc_compute_meta` is the projector's own graph: it is not part of the language model's account
+_BUFFER = re.compile(r"(?<!alloc_compute_meta):\s+(\S+)\s+(model|KV|compute|output|RS) buffer size\s*=\s*([\d.]+) MiB")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 
