@@ -150,6 +150,17 @@ def test_a_context_beyond_the_trained_one_is_never_cut_in_silence() -> None:
     assert not any("trained for" in reason for reason in rows["llama3.1:8b"]["reasons"])
 
 
+def test_what_ollama_would_do_by_itself_is_said() -> None:
+    row = data("--gpu", "RTX 4090", "--model", "qwen3:14b")
+    assert "left to itself, Ollama takes a context of 32768 on this machine" in row["reasons"]
+    asked = data("--gpu", "RTX 4090", "--model", "qwen3:14b", "--ctx", "8192")
+    assert not any("left to itself" in reason for reason in asked["reasons"])
+    assert (row["batch"], row["ctx"]) == (1024, 8192), "its micro-batch for that context"
+    single = data("--gpu", "RTX 4090", "--model", "qwen3.5:9b", "--parallel", "4")
+    assert single["parallel"] == 4
+    assert "Ollama gives this family one request at a time, not 4" in single["reasons"]
+
+
 def change_of(row: dict[str, Any]) -> str:
     advice = [reason for reason in row["reasons"] if reason.startswith("would fit with ")]
     return advice[0].removeprefix("would fit with ") if advice else ""

@@ -113,7 +113,7 @@ def one_row(data: FitData, machine: Machine, want: Request, model: str, gguf: Pa
         header = read_header(gguf)
         found = model_of_header(header, gguf.name)
         row = rows.make_row(found, machine, want, tag=model or gguf.name, file_bytes=header.file_bytes)
-        return rows.with_change(rows.with_limit(row, row.settings.context), machine, want)
+        return finished(rows.with_limit(row, row.settings.context), machine, want)
     if not quant:
         from ..fitting.store import find
 
@@ -123,7 +123,16 @@ def one_row(data: FitData, machine: Machine, want: Request, model: str, gguf: Pa
     entry, of_tag = data.catalogue.find(model)
     if quant and quant not in entry.quants:
         raise ConfigError(f"{entry.tag} has no {quant} in the catalogue", hint="known: " + ", ".join(entry.quants))
-    return rows.with_change(rows.entry_row(entry, quant or of_tag, machine, want, beyond=True), machine, want)
+    return finished(rows.entry_row(entry, quant or of_tag, machine, want, beyond=True), machine, want)
+
+
+def finished(row: Row, machine: Machine, want: Request) -> Row:
+    """One model's row with all that is said of it alone."""
+    from ..fitting import rows
+
+    if want.context is None and not row.model.embedding_model:
+        row = rows.with_ollamas_own(row, machine)
+    return rows.with_change(row, machine, want)
 
 
 def all_rows(data: FitData, machine: Machine, want: Request, use: str, quant: str, sort: str, every: bool) -> list[Row]:

@@ -195,12 +195,20 @@ def entry_row(
 
 
 def with_limit(row: Row, asked: int) -> Row:
-    """The row with a word on a context beyond the trained one: Ollama gives no more than that."""
-    trained = row.model.context_train
-    if not trained or asked <= trained:
-        return row
-    word = f"trained for {trained} tokens: Ollama cuts a context of {asked} to that"
-    return replace(row, reasons=(*row.reasons, word))
+    """The row with a word on what Ollama does not give: a context beyond the trained one, several requests."""
+    trained, parallel = row.model.context_train, row.settings.parallel
+    words = list(row.reasons)
+    if trained and asked > trained:
+        words.append(f"trained for {trained} tokens: Ollama cuts a context of {asked} to that")
+    if ollama.parallel(row.model, parallel) < parallel:
+        words.append(f"Ollama gives this family one request at a time, not {parallel}")
+    return replace(row, reasons=tuple(words)) if len(words) > len(row.reasons) else row
+
+
+def with_ollamas_own(row: Row, machine: Machine) -> Row:
+    """The row with the context that Ollama takes by itself, where the user named none."""
+    own = ollama.auto_context(machine.vram, row.model.context_train)
+    return replace(row, reasons=(*row.reasons, f"left to itself, Ollama takes a context of {own} on this machine"))
 
 
 def with_change(row: Row, machine: Machine, want: Request) -> Row:
