@@ -3,6 +3,7 @@
 
 tools/accuracy.py                          the tables that need nothing but this checkout
 tools/accuracy.py --totals FILE.csv        and totals, against a table of nvidia-smi rows
+tools/accuracy.py --prompts FILE.csv       and prompt rates, against a table of llama-bench rows
 tools/accuracy.py --peer GGUF_PARSER --llmfit LLMFIT
                                            and the same cases through other tools: a build of tools/peers/gguf_parser
                                            and the program of the wheel llmfit 1.1.17. Where the C library is too old
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -28,7 +30,7 @@ from ownstack.fitting import offload  # noqa: E402
 from ownstack.fitting.choose import load_data  # noqa: E402
 from ownstack.fitting.machine import overhead  # noqa: E402
 from ownstack.fitting.memory import MIB, Placement, Settings, estimate  # noqa: E402
-from ownstack.fitting.speed import LAWS  # noqa: E402
+from ownstack.fitting.speed import LAWS, Engine, family_of, prefill  # noqa: E402
 from tests.unit.fitting.golden import (  # noqa: E402
     golden,
     golden_model,
@@ -169,7 +171,33 @@ def projector_table() -> list[str]:
             f"| {', '.join(both)} | {summary(errors, percent)} |"]  # fmt: skip
 
 
-def page(totals: Path | None, peer: Path | None, llmfit: Path | None) -> str:
+def prompt_table(path: Path) -> list[str]:
+    """How often a measured prompt rate (one card, empty cache) lies in the printed range."""
+    data = load_data()
+    tags = {re.sub(r"[^a-z0-9.]", "", tag): entry for tag, entry in data.catalogue.entries.items()}
+    groups: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+    for row in csv.DictReader(path.open(encoding="utf-8")):
+        card = data.cards.lookup(row["device"].replace("(", "").replace(")", "").replace("Ada", "Ada Generation"))
+        entry = tags.get(re.sub(r"[^a-z0-9.]", "", row["model"].lower()))
+        alone = row["n_gpu"] in {"", "1"} and row["depth_tokens"] in {"", "0"}
+        if not row["pp_tps"] or not alone or card is None or entry is None:
+            continue
+        model = entry.model(row["quant"] if row["quant"] in entry.quants else "")
+        e = estimate(model, Settings(context=2048), Placement((len(model.layers) + 1,)))
+        family = family_of(card.vendor, card.name, card.compute_capability)
+        engine = Engine(card.vendor, card.bandwidth, flops=card.flops, family=family)
+        found, real = prefill(model, e, engine), float(row["pp_tps"])
+        if found is not None:
+            groups[family].append((abs(math.log(found.mid / real)), found.low <= real <= found.high))
+    every = [pair for pairs in groups.values() for pair in pairs]
+    lines = ["| family | n | median | p95 | worst | in the range |", "|---|---|---|---|---|---|"]
+    for family, pairs in [*sorted(groups.items()), ("**all**", every)]:
+        share = sum(inside for _, inside in pairs) / len(pairs)
+        lines.append(f"| {family} | {summary([error for error, _ in pairs], percent)} | {share:.0%} |")
+    return lines
+
+
+def page(totals: Path | None, peer: Path | None, llmfit: Path | None, prompts: Path | None) -> str:
     parts = [
         "# How far `fit` is off",
         "",
@@ -237,6 +265,16 @@ def page(totals: Path | None, peer: Path | None, llmfit: Path | None) -> str:
         *speed_table(),
         "",
     ]
+    if prompts:
+        parts += [
+            "## Prompts",
+            "",
+            "Absolute log error of the middle of the printed range, and how often the measured rate lies in the range:",
+            "public llama-bench tables, one card, empty cache. The constants were read from the same tables.",
+            "",
+            *prompt_table(prompts),
+            "",
+        ]
     parts += [
         "## Without a GPU, against the current engine",
         "",
@@ -277,10 +315,11 @@ def page(totals: Path | None, peer: Path | None, llmfit: Path | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--totals", type=Path)
+    parser.add_argument("--prompts", type=Path)
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--llmfit", type=Path)
     asked = parser.parse_args()
-    PAGE.write_text(page(asked.totals, asked.peer, asked.llmfit), encoding="utf-8")
+    PAGE.write_text(page(asked.totals, asked.peer, asked.llmfit, asked.prompts), encoding="utf-8")
     print(PAGE.relative_to(ROOT))
     return 0
 

@@ -30,8 +30,7 @@ class Law:
     """How a family of devices decodes: share of the bus it reaches, fixed seconds a layer and a token.
 
     `band`: nine of ten measurements lie within this factor. `depth`: share of the bus at which the cache
-    is read (grouped heads), `mla` the same for latent caches. `prefill`: share of the FP16 rate that a
-    prompt reaches, and its band.
+    is read (grouped heads), `mla` the same for latent caches.
     """
 
     a: float
@@ -40,8 +39,6 @@ class Law:
     band: float
     depth: float = 0.7
     mla: float = 0.2
-    prefill: float = 0.35
-    prefill_band: float = 1.8
 
 
 # family -> (dense, mixture of experts). NVIDIA families are compute capabilities; Apple's first generation
@@ -57,13 +54,27 @@ LAWS: dict[str, tuple[Law, Law]] = {
     "6.1": (Law(0.44, 150e-6, 0.0010, 1.60), Law(0.44, 150e-6, 0.0010, 1.80)),
     "12.0": (Law(0.96, 80e-6, 0.0, 1.40), Law(0.92, 50e-6, 0.0004, 1.60)),
     "12.1": (Law(0.80, 50e-6, 0.0, 1.30, depth=0.8, mla=0.6), Law(1.00, 140e-6, 0.0, 1.40, depth=0.8, mla=0.6)),
-    "apple": (Law(0.86, 110e-6, 0.0, 1.40, prefill=0.60), Law(0.89, 170e-6, 0.0, 1.50, mla=0.08, prefill=0.50)),
-    "apple-1": (Law(0.70, 170e-6, 0.0026, 1.60, prefill=0.60), Law(0.70, 160e-6, 0.0008, 1.70, mla=0.08, prefill=0.50)),
-    "amd": (Law(0.86, 70e-6, 0.0003, 1.60, prefill=0.25), Law(0.80, 60e-6, 0.0008, 1.80, prefill=0.20)),
-    "intel": (Law(0.65, 120e-6, 0.0005, 1.90, prefill=0.20), Law(0.60, 200e-6, 0.0020, 2.00, prefill=0.15)),
+    "apple": (Law(0.86, 110e-6, 0.0, 1.40), Law(0.89, 170e-6, 0.0, 1.50, mla=0.08)),
+    "apple-1": (Law(0.70, 170e-6, 0.0026, 1.60), Law(0.70, 160e-6, 0.0008, 1.70, mla=0.08)),
+    "amd": (Law(0.86, 70e-6, 0.0003, 1.60), Law(0.80, 60e-6, 0.0008, 1.80)),
+    "intel": (Law(0.65, 120e-6, 0.0005, 1.90), Law(0.60, 200e-6, 0.0020, 2.00)),
     "software": (Law(0.20, 0.0, 0.0500, 4.00), Law(0.20, 0.0, 0.0500, 4.00)),
     "cpu": (Law(0.80, 40e-6, 0.0010, 1.60), Law(0.70, 60e-6, 0.0020, 1.80)),
 }
+# Share of the FP16 rate that a prompt reaches, and the factor that nine of ten measurements lie within: dense, mixture.
+# Read from llama-bench tables (8.6: 32 rows, 8.9: 47, 9.0: 12, Apple: 34, its first generation: 15, 12.1: 8); all
+# others, and mixtures but those of 12.1, are guesses with a wide range.
+PREFILL: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "8.6": ((0.385, 1.5), (0.27, 2.5)),
+    "8.9": ((0.27, 1.8), (0.19, 2.5)),
+    "9.0": ((0.168, 1.5), (0.12, 2.5)),
+    "12.1": ((0.27, 1.9), (0.19, 1.7)),
+    "apple": ((0.33, 1.5), (0.23, 2.5)),
+    "apple-1": ((0.26, 1.5), (0.18, 2.5)),
+    "amd": ((0.25, 2.5), (0.20, 2.5)),
+    "intel": ((0.20, 2.5), (0.15, 2.5)),
+}
+PREFILL_GUESS = ((0.27, 2.5), (0.19, 2.5))
 DEFAULT_RAM_BANDWIDTH = 40e9  # two channels of DDR4; shown as an assumption
 
 
@@ -181,11 +192,9 @@ def prefill(model: Model, e: Estimate, engine: Engine) -> Band | None:
     """Prompt tokens a second, or None where the arithmetic rate is not known."""
     if engine.flops <= 0 or not e.gpu_layers:
         return None
-    law = engine.law(bool(model.experts))
-    share = _share(model, e)
-    values = active_values(model)
-    mid = law.prefill * engine.flops / (2 * values) * max(share, 0.02)
-    return Band(mid / law.prefill_band, mid, mid * law.prefill_band)
+    reached, band = (PREFILL.get(engine.family) or PREFILL.get(engine.vendor) or PREFILL_GUESS)[bool(model.experts)]
+    mid = reached * engine.flops / (2 * active_values(model)) * max(_share(model, e), 0.02)
+    return Band(mid / band, mid, mid * band)
 
 
 def active_values(model: Model) -> float:
