@@ -1,4 +1,7 @@
-"""The planned model comes later: the small one answers meanwhile, a reboot costs nothing, then it switches."""
+"""The planned model comes later: the small one answers meanwhile, a reboot costs nothing, then it switches.
+
+Then its store moves to another disk and back.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +145,44 @@ def test_then_nothing_is_left_to_do(box: Host, ownstack: Ownstack) -> None:
     assert [op["name"] for op in again["operations"] if op["changed"]] == []
     assert box.output("find /var/lib/ownstack/models -name '.pull-*'") == ""
     assert box.output("systemctl list-units --all --plain --no-legend 'ownstack-pull*'") == ""
+
+
+def engine(box: Host) -> str:
+    return box.output("systemctl show ownstack-ollama -p Environment --value")
+
+
+def test_the_models_move_to_another_disk(box: Host, ownstack: Ownstack) -> None:
+    box.run("mkdir -p /mnt/large && mount -t tmpfs -o size=3g none /mnt/large && mount -t tmpfs -o ro none /media")
+    before = box.output("curl -s http://127.0.0.1:11434/api/tags")
+    store = "/var/lib/ownstack/models"
+    blobs = box.output(f"cd {store} && find blobs manifests -type f | sort | xargs sha256sum")
+    for target, code in (("/media/models", "store-write"), ("/etc", "store-foreign"), (f"{store}/x", "store-same")):
+        refused = json.loads(ownstack("models", "move", target, "--yes", "--json", check=False).stdout)
+        assert refused["error"]["code"] == code, refused
+    assert box.output(f"cd {store} && find blobs manifests -type f | sort | xargs sha256sum") == blobs
+
+    # the engine that is started anew cannot load anything: what serves stays where it was
+    fault = "/run/systemd/system/ownstack-ollama.service.d"
+    limit = "[Service]\nEnvironment=OLLAMA_LOAD_TIMEOUT=1ns\n"
+    box.run(f"mkdir -p {fault} && cat > {fault}/fault.conf && systemctl daemon-reload", data=limit)
+    failed = json.loads(ownstack("models", "move", "/mnt/large/models", "--yes", "--json", check=False).stdout)
+    box.run(f"rm {fault}/fault.conf && systemctl daemon-reload && systemctl restart ownstack-ollama")
+    assert failed["error"]["code"] == "move-reverted", failed
+    assert f"OLLAMA_MODELS={store}" in engine(box)
+    assert Path(ownstack.settings).read_text() == ownstack.toml
+    assert box.output(f"cd {store} && find blobs manifests -type f | sort | xargs sha256sum") == blobs
+
+    moved = ownstack.json("models", "move", "/mnt/large/models", "--yes")
+    print(f"moved {moved['moved']} bytes, freed {moved['freed']}")
+    assert "OLLAMA_MODELS=/mnt/large/models" in engine(box)
+    assert box.output("curl -s http://127.0.0.1:11434/api/tags") == before
+    assert box.output("cd /mnt/large/models && find blobs manifests -type f | sort | xargs sha256sum") == blobs
+    assert box.output(f"find {store} -type f") == ""
+    there = Ownstack(box, toml=Path(ownstack.settings).read_text())
+    assert there.json("verify")["ok"]
+    assert there.json("up", "--yes", "--no-verify")["changed"] == 0
+    back = there.json("models", "move", store, "--yes")
+    assert back["moved"] == moved["moved"]
 
 
 def test_purge_takes_models_and_the_pulling_account(box: Host, ownstack: Ownstack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +99,35 @@ def config(context: click.Context, config_file: str | None, sets: tuple[str, ...
 @click.pass_context
 def set_(context: click.Context, key: str, value: str) -> int:
     """Set KEY to VALUE in the settings file. Checked first; a wrong value changes nothing."""
-    from ..settings import config_path, load, parse_value
+    from ..settings import load, parse_value
 
-    path = config_path(context.obj)
     parsed = parse_value(value)
     load({key: parsed}, context.obj)
+    path = write(context.obj, key, parsed)
+    note(f"{key} = {shown(parsed)} in {path}; `ownstack up` applies it")
+    return 0
+
+
+def write(config_file: str | None, key: str, value: Any) -> Path:
+    """Set a key in the settings file, which is checked before it takes the place of the old one. Gives its path."""
+    from ..settings import config_path, load
+
+    path = config_path(config_file)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
+    put(path, set_line(before, key, shown(value)), lambda new: load({}, str(new)))
+    return path
+
+
+def put(path: Path, text: str, check: Callable[[Path], object] = lambda new: None) -> None:
+    """Write a settings file whole, after a look at it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     real = path.resolve()  # a link to the file stays one
     new = Path(f"{real}.new")
-    new.write_text(set_line(before, key, shown(parsed)), encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
     try:
-        load({}, str(new))
+        check(new)
         if real.exists():
             new.chmod(real.stat().st_mode)
         new.replace(real)
     finally:
         new.unlink(missing_ok=True)
-    note(f"{key} = {shown(parsed)} in {path}; `ownstack up` applies it")
-    return 0

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import emit_json, say, size
-from .site import open_site, read_settings, target_options
+from ..errors import ConfigError, RunError, UnreachableError
+from .output import confirm, emit_json, note, say, size
+from .progress import Progress
+from .site import Site, open_site, read_settings, target_options
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @target_options
+@click.pass_context
 def models(
+    context: click.Context,
     host: str | None,
     config_file: str | None,
     sets: tuple[str, ...],
@@ -21,6 +29,8 @@ def models(
     verbose: int,
 ) -> int:
     """List the box's models: the planned ones, and those added by hand."""
+    if context.invoked_subcommand is not None:
+        return 0
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file) as site:
         plan = site.recorded_plan()
@@ -49,3 +59,131 @@ def models(
     for tag in missing:
         say(f"  {tag:<32} {planned[tag].use:<12} not there yet")
     return 0
+
+
+@models.command()
+@target_options
+@click.option("-y", "--yes", is_flag=True, help="Go on without being asked.")
+@click.argument("path")
+def move(
+    host: str | None,
+    config_file: str | None,
+    sets: tuple[str, ...],
+    sudo_password_file: Path | None,
+    as_json: bool,
+    verbose: int,
+    yes: bool,
+    path: str,
+) -> int:
+    """Move the models to the folder PATH, on another disk for instance.
+
+    Copied and compared with their hashes while the engine serves, then switched and verified; only then are the old
+    files deleted. What fails before leaves the box as it was.
+    """
+    if not path.startswith("/") or "/../" in f"{path}/":
+        raise ConfigError(f"{path} is not an absolute path of the box", hint="for example /mnt/large/models")
+    settings = read_settings(config_file, sets, host=host)
+    with open_site(settings, sudo_password_file) as site:
+        old = site.recorded_plan()
+        spec = move_spec(old, path)
+        found = site.session.step("ollama_move.copy", {**spec, "dry": True})
+        if not as_json:
+            note(f"from {spec['from']}: {size(found['held'])}, of it to copy: {size(found['bytes'])}")
+            note(f"to {path}: {size(found['free'])} free")
+        confirm("Move the models there?", yes, as_json)
+        with Progress(quiet=as_json, verbose=verbose > 0) as progress:
+            site.session.on_event = progress
+            site.session.step("ollama_move.copy", spec)
+    file = switch(config_file, sets, host, sudo_password_file, old, path)
+    with open_site(read_settings(config_file, sets, host=host), sudo_password_file) as site:
+        site.session.step("ollama_move.copy", spec)  # what came while the first copy was made
+        freed = site.session.step("ollama_move.drop", spec)
+    if as_json:
+        emit_json("models-move", {**spec, "moved": found["held"], "freed": freed["bytes"], "settings": str(file)})
+        return 0
+    say(f"the models are in {path}, {size(freed['bytes'])} are free again in {spec['from']}; noted in {file}")
+    return 0
+
+
+def move_spec(plan: Plan, path: str) -> dict[str, Any]:
+    """The specification of `ollama_move.copy` and `.drop`. Raises RunError where the store is not ours to move."""
+    from ..engine import units
+    from ..kit import activate
+
+    if plan.engine_existing or not plan.has("ollama"):
+        raise RunError(
+            "the models belong to an Ollama that ownstack did not install",
+            hint="move them as its documentation says",
+            code="engine-existing",
+        )
+    activate()
+    from roles.ollama import NAME, models_dir
+
+    account = plan.account(NAME)
+    return {
+        "from": models_dir(plan),
+        "to": path,
+        "owner": account,
+        "group": account,
+        "run_dir": units.run_dir(plan),
+    }
+
+
+def switch(
+    config_file: str | None, sets: tuple[str, ...], host: str | None, password: Path | None, old: Plan, path: str
+) -> Path:
+    """Note the folder in the settings file, apply it and verify; on failure both are put back. Gives the file's path.
+
+    Raises RunError with the reason when it was put back.
+    """
+    from ..settings import config_path
+    from .config import put, write
+
+    file = config_path(config_file)
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    bound = any(name == "ollama:models" for name, _, _ in old.folders)
+    key, value = ("folders.models.path", path) if bound else ("folders.models", folder(path))
+    write(config_file, key, value)
+    try:
+        with open_site(read_settings(config_file, sets, host=host), password) as site:
+            _apply(site, site.plan(), old)
+    except BaseException:
+        if before is None:
+            file.unlink()
+        else:
+            put(file, before)
+        raise
+    return file
+
+
+def folder(path: str) -> dict[str, Any]:
+    return {"path": path, "service": "ollama", "write": True}
+
+
+def _apply(site: Site, plan: Plan, old: Plan) -> None:
+    """Carry the plan out and verify it. Raises RunError, with the old plan carried out again, where that fails."""
+    from ..engine.apply import execute
+    from ..kit import activate
+    from ..verify.runner import verify
+
+    activate()
+    from deploy import apply
+
+    try:
+        execute(site.session, apply, lambda event: None, plan=plan)
+        report = verify(plan, site.session, lambda result: None)
+        # others tell of something that the move has nothing to do with
+        failed = [r for r in report.results if r.outcome.status == "failed" and r.check.role in ("ollama", "models")]
+        why = "; ".join(f"{r.check.id}: {r.outcome.measured}" for r in failed)
+    except UnreachableError:
+        raise  # nobody is there to put anything back
+    except RunError as error:
+        why = error.message
+    if not why:
+        return
+    execute(site.session, apply, lambda event: None, plan=old)
+    raise RunError(
+        f"the models were not moved: {why}",
+        hint="the box serves from the old folder, as before; the copy was left where it is",
+        code="move-reverted",
+    )

@@ -1,0 +1,183 @@
+"""The models' store on another disk: copied and compared while the engine serves, taken away when the new one does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+from .core import Emit, Result, Spec, StepError, ids, progress, sync_folder
+from .ollama_pull import SPARE, _states, digest_of
+
+PARTS = ("blobs", "manifests")
+BLOCK = 1 << 20
+
+
+def files_of(store: str) -> Iterator[tuple[str, int]]:
+    """Relative paths and sizes of what a store holds, manifests last: a model is whole or not there."""
+    for part in PARTS:
+        for folder, below, names in os.walk(os.path.join(store, part)):
+            below.sort()
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                if not name.endswith((".part", ".new")) and os.path.isfile(path) and not os.path.islink(path):
+                    yield os.path.relpath(path, store), os.path.getsize(path)
+
+
+def copy(spec: Spec, emit: Emit) -> Result:
+    """Copy a store and compare every file with its hash or its source. Goes on where it was cut off.
+
+    spec: from, to, owner, group, run_dir. Dry: data says what there is to copy. data: files, bytes (copied now), held
+    (bytes of the whole store), free. Raises StepError where a pull goes on, the disk is too small, or bytes differ.
+    """
+    source, target = os.path.realpath(spec["from"]), os.path.realpath(spec["to"])
+    _check(spec, source, target)
+    have = list(files_of(source))
+    todo = [(path, size) for path, size in have if _size(os.path.join(target, path)) != size]
+    data = {"files": len(todo), "bytes": sum(size for _, size in todo), "held": sum(size for _, size in have)}
+    data["free"] = shutil.disk_usage(_existing(target)).free
+    if data["bytes"] + SPARE > data["free"]:
+        needed = f"{data['bytes'] / 1e9:.1f} GB and 1 to spare"
+        raise StepError(
+            f"{target} has {data['free'] / 1e9:.1f} GB free, the models need {needed}",
+            hint="free disk space there, or choose another disk; nothing was moved",
+            code="disk-full",
+        )
+    if spec.get("dry"):
+        return {"changed": bool(todo), "data": data}
+    account = ids(spec.get("owner", ""), spec.get("group", ""))
+    try:
+        _folder(target, target, account)
+        _all(source, target, have, todo, account, emit)
+    except OSError as error:
+        raise StepError(
+            f"{error.filename or target}: {error.strerror}; nothing was switched",
+            hint=f"see that {target} can be written to, then run the same command again: it goes on from there",
+            code="store-write",
+        ) from error
+    return {"changed": bool(todo), "data": data}
+
+
+def _all(
+    source: str,
+    target: str,
+    have: list[tuple[str, int]],
+    todo: list[tuple[str, int]],
+    account: tuple[int, int],
+    emit: Emit,
+) -> None:
+    """Copy what is not there, and compare all."""
+    whole, done = sum(size for _, size in todo), 0
+    for path, size in have:
+        if (path, size) in todo or path.startswith("manifests"):
+            _one(os.path.join(source, path), os.path.join(target, path), target, account)
+        _compare(os.path.join(source, path), os.path.join(target, path))
+        done += size if (path, size) in todo else 0
+        progress(emit, os.path.basename(path)[:19], done, whole)
+
+
+def drop(spec: Spec, emit: Emit) -> Result:
+    """Take away the store that was moved. spec: from, to.
+
+    Raises StepError, and removes nothing, where `to` lacks a file of it.
+    """
+    source, target = os.path.realpath(spec["from"]), os.path.realpath(spec["to"])
+    if source == target:
+        raise StepError(f"{source} is the store that serves", code="store-same")
+    have = list(files_of(source))
+    for path, size in have:
+        if _size(os.path.join(target, path)) != size:
+            raise StepError(
+                f"{os.path.join(target, path)} is missing or has another size: {source} is kept",
+                hint=f"`ownstack models move {target}` again",
+                code="store-differs",
+            )
+    if not spec.get("dry"):
+        for part in PARTS:
+            shutil.rmtree(os.path.join(source, part), ignore_errors=True)
+        if os.path.isdir(source) and not os.listdir(source):
+            os.rmdir(source)
+    return {"changed": bool(have), "data": {"files": len(have), "bytes": sum(size for _, size in have)}}
+
+
+def _check(spec: Spec, source: str, target: str) -> None:
+    """Raises StepError where moving makes no sense or is not safe now."""
+    if not os.path.isdir(os.path.join(source, "blobs")):
+        raise StepError(f"{source} holds no models", hint="`ownstack up` pulls them", code="store-empty")
+    inside = os.path.commonpath([source, target])
+    if inside in (source, target):
+        raise StepError(f"{target} and {source} are one folder or lie in each other", code="store-same")
+    going = [state["model"] for state in _states(spec["run_dir"]) if state["alive"]]
+    if going:
+        raise StepError(
+            f"{going[0]} is being pulled",
+            hint="wait until `ownstack status` says that it is there",
+            code="pull-goes-on",
+        )
+    strange = [name for name in (os.listdir(target) if os.path.isdir(target) else []) if name not in PARTS]
+    if strange and strange != ["lost+found"]:
+        raise StepError(
+            f"{target} holds {strange[0]} and is not a models' store",
+            hint="name an empty folder, or one that does not exist yet",
+            code="store-foreign",
+        )
+
+
+def _existing(path: str) -> str:
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
+
+
+def _folder(path: str, store: str, account: tuple[int, int]) -> None:
+    """Make a folder and those above it; the store and what is below it belong to the engine's account."""
+    if os.path.isdir(path):
+        return
+    _folder(os.path.dirname(path), store, account)
+    os.mkdir(path)
+    os.chmod(path, 0o711 if path == store else 0o755)
+    if path == store or path.startswith(f"{store}/"):
+        os.chown(path, *account)
+
+
+def _one(source: str, target: str, store: str, account: tuple[int, int]) -> None:
+    """Copy a file under a temporary name, and give it its own when it is on the disk."""
+    _folder(os.path.dirname(target), store, account)
+    new = f"{target}.part"
+    with open(source, "rb") as reading, open(new, "wb") as writing:
+        shutil.copyfileobj(reading, writing, BLOCK)
+        writing.flush()
+        os.fsync(writing.fileno())
+        os.fchmod(writing.fileno(), os.fstat(reading.fileno()).st_mode & 0o777)
+        os.fchown(writing.fileno(), *account)
+    os.rename(new, target)
+    sync_folder(os.path.dirname(target))
+
+
+def _compare(source: str, target: str) -> None:
+    """Raises StepError, and takes the copy away, where its bytes are not those of its name or of its source."""
+    name = os.path.basename(target)
+    with open(target, "rb") as stream:
+        found = digest_of(stream)
+    if name.startswith("sha256-"):
+        wanted = name[7:]
+    else:
+        with open(source, "rb") as stream:
+            wanted = digest_of(stream)
+    if found != wanted:
+        os.unlink(target)
+        raise StepError(
+            f"{target} has other bytes than it should have: the copy was taken away, and nothing was switched",
+            hint="check the disk that it lies on, then run the same command again",
+            code="store-differs",
+        )
+
+
+STEPS = {"copy": copy, "drop": drop}

@@ -1,0 +1,162 @@
+"""Moving a models' store: every byte compared, nothing removed before all is there, cut off and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.runner import ollama_move
+from ownstack.runner.core import StepError
+from ownstack.runner.ollama_pull import Journal
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Two models that share a layer."""
+    store = tmp_path / "old"
+    (store / "blobs").mkdir(parents=True)
+    shared = b"shared" * 1000
+    for name in ("one", "two"):
+        layers = []
+        for content in (shared, name.encode() * 5000):
+            digest = hashlib.sha256(content).hexdigest()
+            (store / "blobs" / f"sha256-{digest}").write_bytes(content)
+            layers.append({"digest": f"sha256:{digest}"})
+        manifest = store / "manifests/registry.ollama.ai/library" / name / "latest"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"layers": layers}))
+    (store / ".pull-later").mkdir()
+    (store / "blobs/sha256-aa-partial.part").write_text("half")
+    return store
+
+
+def spec(store: Path, target: Path, **more: Any) -> dict[str, Any]:
+    return {"from": str(store), "to": str(target), "run_dir": str(store.parent / "run"), **more}
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+def held(store: Path) -> dict[str, bytes]:
+    return {path: (store / path).read_bytes() for path, _ in ollama_move.files_of(str(store))}
+
+
+def test_everything_comes_over_and_goes_only_then(store: Path, tmp_path: Path) -> None:
+    target = tmp_path / "disk/models"
+    before = held(store)
+    seen = ollama_move.copy(spec(store, target, dry=True), silent)["data"]
+    assert seen["files"] == len(before) == 5
+    assert not target.exists()
+    done = ollama_move.copy(spec(store, target), silent)
+    assert done["changed"]
+    assert done["data"]["bytes"] == done["data"]["held"] == sum(map(len, before.values()))
+    assert held(target) == before == held(store)
+    assert target.stat().st_mode & 0o777 == 0o711
+    assert ollama_move.copy(spec(store, target), silent)["changed"] is False
+    assert ollama_move.drop(spec(store, target), silent)["data"]["files"] == 5
+    assert held(target) == before
+    assert not (store / "blobs").exists()
+    assert (store / ".pull-later").exists()
+
+
+def test_it_goes_on_where_it_was_cut_off(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "models"
+    plain, calls = shutil.copyfileobj, []
+
+    def cut(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        plain(*arguments)
+
+    monkeypatch.setattr("shutil.copyfileobj", cut)
+    with pytest.raises(KeyboardInterrupt):
+        ollama_move.copy(spec(store, target), silent)
+    assert not (target / "manifests").exists()  # no model is half there
+    with pytest.raises(StepError, match="is kept"):
+        ollama_move.drop(spec(store, target), silent)
+    data = ollama_move.copy(spec(store, target), silent)["data"]
+    assert data["files"] == 3
+    assert held(target) == held(store)
+
+
+def test_bytes_that_came_over_wrong_are_found(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = shutil.copyfileobj
+
+    def spoil(reading: Any, writing: Any, length: int) -> None:
+        plain(reading, writing, length)
+        writing.seek(0)
+        writing.write(b"X")
+
+    monkeypatch.setattr("shutil.copyfileobj", spoil)
+    before = held(store)
+    with pytest.raises(StepError, match="other bytes") as caught:
+        ollama_move.copy(spec(store, tmp_path / "models"), silent)
+    assert caught.value.code == "store-differs"
+    assert held(store) == before
+    assert held(tmp_path / "models") == {}
+
+
+def test_bytes_that_rotted_in_the_old_store_are_found(store: Path, tmp_path: Path) -> None:
+    blob = next(path for path in (store / "blobs").iterdir() if not path.name.endswith(".part"))
+    blob.write_bytes(bytes(blob.stat().st_size))
+    with pytest.raises(StepError, match="other bytes"):
+        ollama_move.copy(spec(store, tmp_path / "models"), silent)
+
+
+def test_what_makes_no_sense_is_refused_and_nothing_is_made(store: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "summer.jpg").write_text("x")
+    for target, code in (
+        (store, "store-same"),
+        (store / "below", "store-same"),
+        (tmp_path, "store-same"),
+        (foreign, "store-foreign"),
+    ):
+        with pytest.raises(StepError) as caught:
+            ollama_move.copy(spec(store, target), silent)
+        assert caught.value.code == code
+    with pytest.raises(StepError) as caught:
+        ollama_move.copy(spec(tmp_path / "nothing", tmp_path / "models"), silent)
+    assert caught.value.code == "store-empty"
+    with pytest.raises(StepError) as caught:
+        ollama_move.drop(spec(store, store), silent)
+    assert caught.value.code == "store-same"
+    assert not (tmp_path / "models").exists()
+    assert os.listdir(foreign) == ["summer.jpg"]
+
+
+def test_a_disk_that_is_too_small_is_told_beforehand(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1 << 30))
+    with pytest.raises(StepError, match=r"1\.1 GB free") as caught:
+        ollama_move.copy(spec(store, tmp_path / "models"), silent)
+    assert caught.value.code == "disk-full"
+    assert not (tmp_path / "models").exists()
+
+
+def test_nothing_is_moved_while_a_pull_goes_on(store: Path, tmp_path: Path) -> None:
+    Journal(str(tmp_path / "run/pull-x.json"), "x:1", None)  # this process
+    with pytest.raises(StepError, match="x:1 is being pulled"):
+        ollama_move.copy(spec(store, tmp_path / "models"), silent)
+
+
+def test_a_folder_that_cannot_be_written_is_named(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, mode: int = 0o777) -> None:
+        raise OSError(30, "Read-only file system", path)
+
+    monkeypatch.setattr("os.mkdir", refuse)
+    with pytest.raises(StepError, match="Read-only file system") as caught:
+        ollama_move.copy(spec(store, tmp_path / "models"), silent)
+    assert str(tmp_path / "models") in caught.value.message
+    assert caught.value.code == "store-write"
