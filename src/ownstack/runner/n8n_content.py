@@ -19,7 +19,7 @@ DEMO = "Ask the model (ownstack demo)"
 PATH = "ask"
 IDS = {"ollama": "ownstackOllama", "qdrant": "ownstackQdrant"}
 NAMES = {"ollama": "Ollama on this box", "qdrant": "Qdrant on this box"}
-LONGEST = 2048  # tokens of an answer: small models can go on without end, and the caller waits
+LONGEST = 1024  # tokens of an answer: small models can go on without end, and the caller waits
 TYPES = {"ollama": "ollamaApi", "qdrant": "qdrantApi"}
 
 
