@@ -19,7 +19,7 @@ DEMO = "Ask the model (ownstack demo)"
 PATH = "ask"
 IDS = {"ollama": "ownstackOllama", "qdrant": "ownstackQdrant"}
 NAMES = {"ollama": "Ollama on this box", "qdrant": "Qdrant on this box"}
-LONGEST = 1024  # tokens of an answer: small models can go on without end, and the caller waits
+LONGEST = 1024  # tokens of an answer
 TYPES = {"ollama": "ollamaApi", "qdrant": "qdrantApi"}
 
 
@@ -27,11 +27,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def workflow(name: str, path: str, model: str, credential: str, origin: str, **options: float) -> dict[str, Any]:
+def workflow(name: str, path: str, model: str, credential: str, origin: str) -> dict[str, Any]:
     """A workflow that answers POST /webhook/<path> {"question": ...} with {"answer": ..., "model": ...}.
 
     `origin`: whose pages may read the answer in a browser; n8n's default is any page that the owner visits.
-    `options`: the model node's own, besides the longest answer.
+    The model answers soberly and not without end: a small one can ramble until the caller gives up.
     """
 
     def node(title: str, kind: str, version: float, at: int, **parameters: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def workflow(name: str, path: str, model: str, credential: str, origin: str, **o
         "Ask", "@n8n/n8n-nodes-langchain.chainLlm", 1.7, 220, promptType="define",
         text='={{ $json.body.question || "Say hello in one sentence." }}',
     )  # fmt: skip
-    limit = {"numPredict": LONGEST, **options}
+    limit = {"numPredict": LONGEST, "temperature": 0}
     chat = node("Model", "@n8n/n8n-nodes-langchain.lmChatOllama", 1, 220, model=model, options=limit)
     chat["credentials"] = {"ollamaApi": {"id": credential, "name": NAMES["ollama"]}}
     shape = node("Answer", "n8n-nodes-base.set", 3.4, 520, assignments={"assignments": values}, options={})
@@ -238,7 +238,7 @@ def ask(spec: Spec, emit: Emit) -> Result:
     _sweep(run)
     seconds = float(spec.get("timeout", 300))
     with borrowed(run) as credential:
-        wanted = workflow(f"{LABEL} verify {path[-16:]}", path, spec["model"], credential, run.url, temperature=0)
+        wanted = workflow(f"{LABEL} verify {path[-16:]}", path, spec["model"], credential, run.url)
         wanted["settings"].update(
             saveDataSuccessExecution="none", saveDataErrorExecution="none", saveManualExecutions=False
         )
