@@ -15,6 +15,7 @@ import pytest
 import ownstack.cli
 from ownstack.cli.site import Site
 from ownstack.hardware.report import HardwareReport
+from ownstack.runner.__main__ import find
 from ownstack.settings import Settings
 from ownstack.state import BoxState
 from tests.plan.fake import FakeSession, Seen, bare
@@ -23,7 +24,7 @@ from tests.unit import machines
 ANSWERS: dict[str, dict[str, Any]] = {
     "box.logs": {"text": "one\ntwo\n"},
     "open_webui.drift": {"drift": []},
-    "disk.usage": {"folders": [], "disks": []},
+    "box.disk": {"folders": [], "disks": []},
     "ollama.list": {"models": [{"name": "mine:latest", "size": 10**9, "digest": "sha256:1"}]},
 }
 
@@ -31,6 +32,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 def runner(command: str) -> list[str] | None:
     found = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
     if found:
+        find(found[1])  # a step that is not there would fail on every real host
         return [json.dumps({"event": "result", "changed": True, "data": ANSWERS.get(found[1], {})})]
     return bare(command)
 

@@ -604,7 +604,7 @@ def test_disk_says_who_holds_what(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     data = {"name": "qdrant", "path": "/var/lib/ownstack/qdrant", "kind": "data", "bytes": 5 << 20, "unread": 2}
     rows = [{**n8n, "older_bytes": 1 << 30}, {**data, "older_bytes": 0}]
     disks = [{"mount": "/", "total": 200 << 30, "free": 100 << 30}]
-    monkeypatch.setitem(ANSWERS, "disk.usage", {"folders": rows, "disks": disks})
+    monkeypatch.setitem(ANSWERS, "box.disk", {"folders": rows, "disks": disks})
     assert run(["disk"]) == 0
     said = capsys.readouterr().out
     assert "programs: 3.0 GiB" in said

@@ -26,7 +26,7 @@ def disk(
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file) as site:
         plan = site.recorded_plan()
-        used = site.session.step("disk.usage", {"folders": folders(plan)})
+        used = site.session.step("box.disk", {"folders": folders(plan)})
         there = site.session.step("ollama.list", {"url": plan.engine_url})["models"] if plan.has("models") else []
     planned = {model.tag.removesuffix(":latest"): model.use for model in plan.models}
     models = [

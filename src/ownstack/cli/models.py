@@ -86,18 +86,18 @@ def move(
     with open_site(settings, sudo_password_file) as site:
         old = site.recorded_plan()
         spec = move_spec(old, path)
-        found = site.session.step("ollama_move.copy", {**spec, "dry": True})
+        found = site.session.step("ollama.move", {**spec, "dry": True})
         if not as_json:
             note(f"from {spec['from']}: {size(found['held'])}, of it to copy: {size(found['bytes'])}")
             note(f"to {path}: {size(found['free'])} free")
         confirm("Move the models there?", yes, as_json)
         with Progress(quiet=as_json, verbose=verbose > 0) as progress:
             site.session.on_event = progress
-            site.session.step("ollama_move.copy", spec)
+            site.session.step("ollama.move", spec)
     file = switch(config_file, sets, host, sudo_password_file, old, path)
     with open_site(read_settings(config_file, sets, host=host), sudo_password_file) as site:
-        site.session.step("ollama_move.copy", spec)  # what came while the first copy was made
-        freed = site.session.step("ollama_move.drop", spec)
+        site.session.step("ollama.move", spec)  # what came while the first copy was made
+        freed = site.session.step("ollama.move_drop", spec)
     if as_json:
         emit_json("models-move", {**spec, "moved": found["held"], "freed": freed["bytes"], "settings": str(file)})
         return 0
@@ -106,7 +106,7 @@ def move(
 
 
 def move_spec(plan: Plan, path: str) -> dict[str, Any]:
-    """The specification of `ollama_move.copy` and `.drop`. Raises RunError where the store is not ours to move."""
+    """The specification of `ollama.move` and `.move_drop`. Raises RunError where the store is not ours to move."""
     from ..engine import units
     from ..kit import activate
 

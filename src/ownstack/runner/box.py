@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
+from . import disk
 from .artifacts import held
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .http import request, wait_ready
@@ -286,6 +287,7 @@ def ready(spec: Spec, emit: Emit) -> Result:
 STEPS = {
     "activate": activate,
     "control": control,
+    "disk": disk.usage,
     "logs": logs,
     "memory": memory,
     "ports": ports,

@@ -66,6 +66,3 @@ def _disk(path: str) -> dict[str, Any]:
         path = os.path.dirname(path)
     held = os.statvfs(path)
     return {"mount": path, "total": held.f_blocks * held.f_frsize, "free": held.f_bavail * held.f_frsize}
-
-
-STEPS = {"usage": usage}

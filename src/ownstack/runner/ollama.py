@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import ollama_api as api
-from . import ollama_pull
+from . import ollama_move, ollama_pull
 from .core import Emit, Result, Spec, StepError, heartbeat, progress, read_json
 from .fetch import sha256_of
 from .managers import call
@@ -298,6 +298,8 @@ STEPS = {
     "inspect": inspect,
     "list": listed,
     "measure": measure,
+    "move": ollama_move.copy,
+    "move_drop": ollama_move.drop,
     "ps": ps,
     "pull": ollama_pull.pull,
     "pull_start": ollama_pull.start,

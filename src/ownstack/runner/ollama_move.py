@@ -178,6 +178,3 @@ def _compare(source: str, target: str) -> None:
             hint="check the disk that it lies on, then run the same command again",
             code="store-differs",
         )
-
-
-STEPS = {"copy": copy, "drop": drop}
