@@ -225,7 +225,8 @@ def _answer(
                 request.wfile.write(block)
             except OSError:  # the client has gone
                 break
-            if owner.rate:
-                time.sleep(len(block) / owner.rate)
+            rate = owner.rate  # another thread may set it
+            if rate:
+                time.sleep(len(block) / rate)
     if asked.sent < end - start + 1:
         request.close_connection = True

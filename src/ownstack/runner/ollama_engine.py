@@ -13,6 +13,7 @@ import stat
 import subprocess
 from typing import Any
 
+from . import ollama_parts
 from .core import Spec, StepError
 from .detached import alive, born
 from .http import wait_ready
@@ -52,6 +53,7 @@ class PullEngine:
     def __enter__(self) -> str:
         self._folders()
         self._end_stale()
+        ollama_parts.mend(f"{self.staging}/models/blobs")
         port = free_port()
         environment = {
             "HOME": f"{self.staging}/home",
