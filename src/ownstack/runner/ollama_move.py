@@ -10,6 +10,7 @@ from .core import Emit, Result, Spec, StepError, ids, progress, sync_folder
 from .ollama_pull import SPARE, _states, digest_of
 
 PARTS = ("blobs", "manifests")
+OWN = (*PARTS, "metadata")  # the engine makes the last one anew
 BLOCK = 1 << 20
 
 
@@ -93,7 +94,7 @@ def drop(spec: Spec, emit: Emit) -> Result:
                 code="store-differs",
             )
     if not spec.get("dry"):
-        for part in PARTS:
+        for part in OWN:
             shutil.rmtree(os.path.join(source, part), ignore_errors=True)
         if os.path.isdir(source) and not os.listdir(source):
             os.rmdir(source)
@@ -114,7 +115,7 @@ def _check(spec: Spec, source: str, target: str) -> None:
             hint="wait until `ownstack status` says that it is there",
             code="pull-goes-on",
         )
-    strange = [name for name in (os.listdir(target) if os.path.isdir(target) else []) if name not in PARTS]
+    strange = [name for name in (os.listdir(target) if os.path.isdir(target) else []) if name not in OWN]
     if strange and strange != ["lost+found"]:
         raise StepError(
             f"{target} holds {strange[0]} and is not a models' store",
