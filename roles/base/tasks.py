@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ownstack.engine import operations, units
 from ownstack.engine.operations import Account, Directory
-from ownstack.engine.role_tasks import downloads, manifest_values
+from ownstack.engine.role_tasks import downloads, manifest_values, retire
 from ownstack.kit import kit_root
 from ownstack.plan import Plan
-from roles import roles_of
+from roles import ORDER, roles_of
 from roles.base import NAME, ROLE, files
 
 
@@ -25,6 +25,7 @@ def install(plan: Plan) -> None:
     if plan.system:
         operations.accounts(name="Base: accounts", wanted=_accounts(plan))
     bring_runner(plan)
+    retire(plan)  # while the record still names them
     # before anything is fetched, which is what fails most: `down` takes away what has a record
     operations.step(
         name="Base: record the plan",
@@ -63,6 +64,11 @@ def _accounts(plan: Plan) -> list[Account]:
     return found
 
 
+def _ever(plan: Plan) -> list[Account]:
+    """Accounts of this box, those of roles that were left out later too."""
+    return [Account(plan.layout.user(name), "") for name in (*ORDER[1:], "pull")]
+
+
 def _folders(plan: Plan) -> list[Directory]:
     layout = plan.layout
     return [
@@ -95,5 +101,5 @@ def remove(plan: Plan, purge: bool, packages: list[str]) -> None:
         operations.step(
             name="Base: end supervisord", plan=plan, step_name="box.shutdown", spec=dict(units.process(plan))
         )
-    accounts = _accounts(plan) if purge and plan.system else []
+    accounts = _ever(plan) if purge and plan.system else []
     operations.farewell(name=f"{ROLE.title}: remove", plan=plan, purge=purge, accounts=accounts, packages=packages)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import urllib.parse
 from typing import Any
 
@@ -66,11 +65,11 @@ def prune_rule() -> dict[str, Any]:
 
 
 def release(plan: Plan) -> str:
-    """n8n's release, named by all that goes into it: lock, add-on, and what is left out."""
+    """n8n's release, named by all that went into it: lock, what is left out, and add-on, as recorded."""
     part = plan.role(NAME)
-    inputs = [kit_file("package.json"), kit_file("package-lock.json"), json.dumps(prune_rule(), sort_keys=True)]
-    text = "\0".join([*inputs, part.artifact("sqlite3-addon").digest])
-    return plan.layout.release(NAME, part.artifact("n8n").version, hashlib.sha256(text.encode()).hexdigest())
+    lock = part.artifact(NAME)
+    text = f"{lock.digest}\0{part.artifact('sqlite3-addon').digest}"
+    return plan.layout.release(NAME, lock.version, hashlib.sha256(text.encode()).hexdigest())
 
 
 def folders(plan: Plan, writable: bool) -> tuple[str, ...]:

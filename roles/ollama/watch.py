@@ -84,6 +84,8 @@ def arm_spec(plan: Plan) -> dict[str, Any]:
 def configure(plan: Plan) -> None:
     if wanted(plan):
         operations.config_files(name="Ollama: GPU watch", wanted=files(plan))
+    else:  # there may be one of a time when the box used its card
+        remove(plan)
 
 
 def activate(plan: Plan) -> None:
@@ -92,9 +94,8 @@ def activate(plan: Plan) -> None:
 
 
 def remove(plan: Plan) -> None:
-    if wanted(plan):
-        told = {**arm_spec(plan), "files": [file.path for file in files(plan)]}
-        operations.step(name="Ollama: GPU watch stops", plan=plan, step_name="gpu.disarm", spec=told)
+    told = {**arm_spec(plan), "files": [file.path for file in files(plan)]}
+    operations.step(name="Ollama: GPU watch stops", plan=plan, step_name="gpu.disarm", spec=told)
 
 
 def watched(context: Context) -> Outcome:

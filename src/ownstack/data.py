@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import urllib.parse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
@@ -66,6 +67,14 @@ def load_floors() -> Floors:
     return Floors(table["checked"], table["warn_after_days"], table["floor"], table["why"])
 
 
+def lock_hash(variant: dict[str, Any], folder: Path) -> str:
+    """The hash of a lock and of what else decides what is made from it."""
+    digest = hashlib.sha256()
+    for name in (variant["lock"], *variant.get("inputs", ())):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
 def load_artifacts(role: str) -> list[dict[str, Any]]:
     """A role's artefacts. Raises ConfigError that names the file and the variant."""
     from .engine.carry import inputs_hash
@@ -83,7 +92,7 @@ def load_artifacts(role: str) -> list[dict[str, Any]]:
             if variant["kind"] not in KINDS:
                 raise ConfigError(f"{where}: kind {variant['kind']!r}")
             if variant["kind"] == "lock":
-                variant["sha256"] = hashlib.sha256((path.parent / variant["lock"]).read_bytes()).hexdigest()
+                variant["sha256"] = lock_hash(variant, path.parent)
             if variant["kind"] == "file" and not variant.get("sha256"):
                 raise ConfigError(f"{where}: a file without sha256 is never installed")
             if variant["kind"] == "build":

@@ -214,6 +214,8 @@ class Plan(Frozen):
     engine_url: str = "http://127.0.0.1:11434"
     engine_existing: bool = False
     roles: tuple[RolePlan, ...]
+    # what the box had until now: services and programs go, data stays
+    retired: tuple[RolePlan, ...] = ()
     models: tuple[ModelChoice, ...]
     model_wishes: str = ""  # hash of what the models were chosen for
     # the model this hardware deserves where the registry cannot be reached

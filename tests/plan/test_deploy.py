@@ -18,7 +18,7 @@ from ownstack.engine.apply import RunResult, execute, preview
 from ownstack.plan import Plan
 from roles import roles_of
 from tests.plan.fake import PATHS, FakeSession, Seen, bare, paths_of
-from tests.unit.machines import changed, plan, sources
+from tests.unit.machines import box, changed, plan, sources
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 MACHINES = ("bare-server", "rtx-4090", "gb10", "rx-7900-xtx", "container-cgroup-v2", "wsl2-rtx-5080")
@@ -242,17 +242,48 @@ def test_down_stops_in_the_reverse_order_and_the_base_goes_last() -> None:
     assert "userdel" not in text
 
 
+def test_a_box_that_no_longer_uses_its_card_has_no_watch_over_it() -> None:
+    """It would find the model on the processor and start the engine again and again."""
+    (on_cpu,) = specs(run(plan("rtx-4090", {"hardware.cpu_only": True}))[1], "gpu.disarm")
+    assert "ownstack-gpu-watch.timer" in on_cpu["units"]
+    assert any(path.endswith("/ownstack-gpu-watch.timer") for path in on_cpu["files"])
+    assert specs(run(plan("rtx-4090"))[1], "gpu.disarm") == []
+
+
+def test_a_role_that_is_left_out_ends_before_the_record_forgets_it() -> None:
+    first = plan()
+    made = plan(flags={"roles": ["qdrant", "ollama", "models", "open_webui"]}, state=box(first))
+    result, seen = run(made)
+    names = [op.name for op in result.operations]
+    assert names.index("n8n: stop") < names.index("n8n: remove") < names.index("Base: record the plan")
+    assert not [name for name in names if name.startswith("n8n: ") and name not in ("n8n: stop", "n8n: remove")]
+    (stopped,) = specs(seen, "box.retire")
+    assert [service["name"] for service in stopped["services"]] == ["n8n"]
+    assert stopped["unit_files"] == ["/etc/systemd/system/ownstack-n8n.service"]
+    (removed,) = specs(seen, "artifacts.remove")
+    assert removed["paths"] == [f"/opt/ownstack/{name}" for name in ("n8n", "node", "sqlite3-addon")]
+    recorded = specs(seen, "box.write_manifest")[0]["values"]
+    assert "n8n" not in [role["name"] for role in recorded["plan"]["roles"]]
+    assert recorded["plan"]["retired"] == []
+    assert "userdel" not in seen.text()
+
+
 def test_purge_takes_data_configuration_accounts_and_added_packages() -> None:
     made = plan(flags={"roles": ["qdrant"]})
 
     def answer(command: str) -> list[str] | None:
-        return ["user ownstack-qdrant", "user me"] if "getent" in command else bare(command)
+        # n8n was left out of the box later; its account kept its data until now
+        return (
+            ["user ownstack-qdrant", "user ownstack-n8n", "user me", "user ownstack"]
+            if "getent" in command
+            else bare(command)
+        )
 
     with FakeSession(answer) as session:
         execute(session, remove, lambda event: None, plan=made, purge=True, packages=["zstd"])
         text = session.seen.text()
     assert f"rm -rf {made.layout.var} {made.layout.etc}" in text
-    assert re.findall(r"userdel (\S+)", text) == ["ownstack-qdrant"] or "userdel ownstack-qdrant" in text
+    assert {name.rstrip("'") for name in re.findall(r"userdel (\S+)", text)} == {"ownstack-qdrant", "ownstack-n8n"}
     assert "purge zstd" in text
 
 

@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ownstack.engine import carry, plain
+from ownstack.hardware.facts import load as load_probe
+from ownstack.state import BoxState
+from tests.plan.fake import FakeSession
+from tests.unit import machines
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,3 +52,22 @@ def test_a_dry_run_shows_the_operations_and_changes_nothing(tmp_path: Path) -> N
     ):
         assert name in said
     assert not root.exists()
+
+
+def test_what_is_fetched_here_comes_from_the_mirror_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`up` says so before it carries a plan out; here nobody else does."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("OWNSTACK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OWNSTACK_SOURCES__MIRROR", "/mnt/mirror")
+    monkeypatch.setattr(plain, "collect", lambda session: load_probe(machines.PROBES / "bare-server.json"))
+    monkeypatch.setattr(plain, "read_state", lambda session, layout: BoxState())
+    carry.configure(lambda text: None, "")
+    with FakeSession() as session:
+        session.use_sudo()
+        session.host.name = "server"
+        monkeypatch.setattr(plain, "_Within", lambda: session)
+        made = plain.plan_for_current_host()
+    assert made.mirror == "/mnt/mirror"
+    assert carry.mirror_of() == "/mnt/mirror"
+    carry.configure(lambda text: None, "")

@@ -244,6 +244,10 @@ def test_the_manifest_is_merged_and_done_is_taken_back_only_for_something_new(tm
     assert not write(plan={"x": 1}, complete=False), "nothing new is not a change"
     assert write(plan={"x": 2}, complete=False)
     assert json.loads(Path(path).read_text())["complete"] is False
+    assert write(versions={"qdrant": 1, "n8n": 2})
+    assert write(versions={"qdrant": 3})
+    assert not write(versions={"qdrant": 3})
+    assert json.loads(Path(path).read_text())["versions"] == {"qdrant": 3, "n8n": 2}, "its data was written by it"
     assert write(packages_added=["zstd"])
     assert write(packages_added=["curl"])
     assert json.loads(Path(path).read_text())["packages_added"] == ["curl", "zstd"]

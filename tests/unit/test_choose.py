@@ -15,6 +15,7 @@ from ownstack.data import version_key
 from ownstack.errors import ConfigError, DetectionError, OwnstackError, UnsupportedError
 from ownstack.hardware.facts import load as load_probe
 from ownstack.hardware.interpret import interpret
+from ownstack.hardware.report import ExistingOllama
 from ownstack.plan import Plan
 from ownstack.settings import load
 from ownstack.state import BoxState, SourceReport
@@ -216,6 +217,41 @@ def test_a_restricted_box_keeps_its_variant_when_vendors_answer_again() -> None:
     assert variants(with_models).items() <= variants(first).items(), "models are fetched now, programs stay"
 
 
+def test_a_newer_lock_moves_nothing_and_brings_nothing_else_back() -> None:
+    first = plan()
+    state = box(first)
+    assert state.manifest is not None
+    state.manifest["kit_version"] = "0.0.9"
+    for name in ("n8n", "open-webui"):
+        item = state.manifest["versions"][name]
+        item.update(version="0.0.1", sha256="0" * 64)
+    held = {
+        f"/opt/ownstack/{name}/releases/0.0.1-x": {"name": name, "version": "0.0.1"} for name in ("n8n", "open_webui")
+    }
+    again = plan(state=state.model_copy(update={"releases": held}))
+    for role, name in (("n8n", "n8n"), ("open_webui", "open-webui")):
+        assert again.role(role).artifact(name).version == "0.0.1"
+        assert any(text.startswith(f"{name} 0.0.1 is installed, the lock has ") for text in again.warnings)
+    error = refused(UnsupportedError, state=state)  # after `down`: the programs are gone, the data stays
+    assert error.code == "earlier-lock"
+    assert "0.0.1 is recorded for this box" in error.message
+    assert "ownstack 0.0.9" in error.hint
+
+
+def test_a_role_that_is_left_out_later_is_retired_once() -> None:
+    first = plan()
+    fewer = {"roles": ["qdrant", "ollama", "models", "open_webui"]}
+    second = plan(flags=fewer, state=box(first))
+    assert [part.name for part in second.retired] == ["n8n"]
+    assert any(text.startswith("n8n is left out now") for text in second.warnings)
+    third = plan(flags=fewer, state=box(second))
+    assert third.retired == ()
+    assert not [text for text in third.warnings if "left out now" in text]
+    existing = EXISTING.model_copy(update={"manifest": box(first).manifest})
+    assert [part.name for part in plan(flags={"ollama.use": "existing"}, state=existing).retired] == ["ollama"]
+    assert plan(state=BoxState()).retired == ()
+
+
 def test_models_stay_while_hardware_and_wishes_do() -> None:
     first = plan("rtx-4090")
     less = changed("rtx-4090", memory={"available_bytes": 3 * 2**30})
@@ -370,6 +406,25 @@ def test_an_ollama_on_the_port_is_offered_to_be_used() -> None:
     assert '[ollama] use = "existing"' in error.hint
     used = plan(changed("bare-server", ports=(port,)), {"ollama.use": "existing"}, state=EXISTING)
     assert used.engine_existing
+
+
+def test_an_ollama_that_is_found_is_offered_at_the_first_run() -> None:
+    found = ExistingOllama(binary="/usr/local/bin/ollama", unit="/etc/systemd/system/ollama.service", version="0.40.0")
+    seen = machines.report("bare-server").model_copy(update={"ollama": found})
+    (offer,) = [text for text in plan(seen).warnings if "an Ollama is on this machine" in text]
+    assert "version 0.40.0, /etc/systemd/system/ollama.service" in offer
+    assert '`[ollama] use = "existing"`' in offer
+    for later in (
+        plan(seen, state=box(plan(seen))),
+        plan(seen, {"ollama.use": "existing"}, state=EXISTING),
+        plan(seen, QDRANT),
+        plan(seen.model_copy(update={"ollama": ExistingOllama(models=("/home/me/.ollama/models",))})),
+    ):
+        assert not [text for text in later.warnings if "an Ollama is on this machine" in text]
+    # whose the port is, only root sees; that an Ollama answers there, anybody
+    hidden = changed("bare-server", ports=(listening(11434),))
+    hidden = hidden.model_copy(update={"ollama": ExistingOllama(listening=True)})
+    assert '[ollama] use = "existing"' in refused(ConfigError, hidden).hint
 
 
 def test_our_own_services_hold_their_ports() -> None:

@@ -78,7 +78,33 @@ def ignore(event: dict[str, Any]) -> None:
     pass
 
 
-def test_files_are_fetched_at_the_same_time_and_once(tmp_path: Path, server: str, runner: str) -> None:
+def test_files_are_fetched_at_the_same_time(tmp_path: Path) -> None:
+    """No file is sent before all three are asked for."""
+    meet = threading.Barrier(3)
+
+    class Together(Slow):
+        def do_GET(self) -> None:
+            try:
+                meet.wait(5)
+            except threading.BrokenBarrierError:
+                self.send_error(503)
+                return
+            super().do_GET()
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_bytes(name.encode() * 1_000_000)
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Together, directory=str(folder)))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    try:
+        spec = spec_for(tmp_path, f"http://127.0.0.1:{httpd.server_address[1]}", "abc", "")
+        assert fetch.many(spec, ignore)["data"]["files"] == ["a", "b", "c"]
+    finally:
+        httpd.shutdown()
+
+
+def test_files_are_fetched_once(tmp_path: Path, server: str, runner: str) -> None:
     spec = spec_for(tmp_path, server, "abc", runner)
     seen: list[dict[str, Any]] = []
     assert fetch.many_outliving({**spec, "dry": True}, ignore)["changed"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ownstack.data import load_data
+from ownstack.data import load_data, lock_hash
 from ownstack.errors import ConfigError
 from ownstack.kit import activate, kit_root
 from ownstack.plan import Plan
@@ -133,14 +133,42 @@ def test_the_service_does_not_depend_on_path_or_folder() -> None:
     assert set(service.environment_files) <= set(service.requires)
 
 
-def test_a_changed_lock_or_addon_is_another_release_and_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_lock(plan: Plan, sha256: str) -> Plan:
+    """The same box, recorded as made from another lock."""
+    part = plan.role("n8n")
+    artifacts = tuple(a.model_copy(update={"sha256": sha256}) if a.name == "n8n" else a for a in part.artifacts)
+    return plan.model_copy(update={"roles": (part.model_copy(update={"artifacts": artifacts}),)})
+
+
+def test_another_lock_or_addon_is_another_release_and_a_restart() -> None:
     plan = a_plan()
     first, content = n8n.release(plan), n8n.files(plan)[0].content
     assert n8n.release(a_plan(addon="built-x64")) != first
-    real = n8n.kit_file
-    monkeypatch.setattr(n8n, "kit_file", lambda name: real(name) + ("\n" if name == "package-lock.json" else ""))
-    assert n8n.release(plan) != first
-    assert n8n.files(plan)[0].content != content
+    other = with_lock(plan, "0" * 64)
+    assert n8n.release(other) != first
+    assert n8n.files(other)[0].content != content
+
+
+@pytest.mark.parametrize("name", ["package-lock.json", "package.json", "prune.toml"])
+def test_what_makes_a_release_is_in_the_locks_hash(name: str, tmp_path: Path) -> None:
+    (lock,) = [a["variant"][0] for a in load_data(("n8n",), fit=False).artifacts["n8n"] if a["name"] == "n8n"]
+    for file in ("package-lock.json", "package.json", "prune.toml"):
+        (tmp_path / file).write_bytes((ROLE / file).read_bytes())
+    assert lock_hash(lock, tmp_path) == lock["sha256"]
+    (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+    assert lock_hash(lock, tmp_path) != lock["sha256"]
+
+
+def test_a_box_made_from_an_earlier_lock_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer ownstack has a newer lock; `up` with it neither fetches nor names another n8n."""
+    made: list[str] = []
+    monkeypatch.setattr(tasks, "release", lambda **spec: made.append(spec["name"]))
+    monkeypatch.setattr(tasks, "npm_tree", lambda **spec: made.append(spec["name"]))
+    tasks.install(a_plan())
+    assert made == ["n8n: Node", "n8n: database driver", "n8n: program"]
+    made.clear()
+    tasks.install(with_lock(a_plan(), "0" * 64))
+    assert made == ["n8n: Node", "n8n: database driver"]
 
 
 def test_install_uses_exactly_the_planned_node(tmp_path: Path) -> None:

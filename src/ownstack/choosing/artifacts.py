@@ -83,6 +83,24 @@ def upgrade_available(artifact: dict[str, Any], chosen: ChosenArtifact, want: Wa
     return now.version if newer else ""
 
 
+def check_obtainable(artifact: dict[str, Any], chosen: ChosenArtifact, want: Wanted) -> None:
+    """Raises UnsupportedError where a program is gone that was made from a lock which this kit no longer has.
+
+    A newer lock would bring another version, and versions move only on purpose.
+    """
+    locks = {variant["sha256"] for variant in artifact["variant"] if variant["kind"] == "lock"}
+    held = {(str(mark.get("name")).replace("_", "-"), mark.get("version")) for mark in want.state.releases.values()}
+    if chosen.kind != "lock" or chosen.sha256 in locks or (chosen.name, chosen.version) in held:
+        return
+    made = (want.state.manifest or {}).get("kit_version", "unknown")
+    raise UnsupportedError(
+        f"{chosen.name} {chosen.version} is recorded for this box, its program is gone, and this ownstack has only the "
+        "lock of another version",
+        hint=f"put it back with ownstack {made}, which made it",
+        code="earlier-lock",
+    )
+
+
 def _unfit(artifact: dict[str, Any], variant: dict[str, Any], want: Wanted) -> str:
     """Why a variant cannot be used here; empty when it can."""
     if variant["platform"] not in ("any", want.platform):

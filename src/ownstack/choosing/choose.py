@@ -14,7 +14,7 @@ from ..plan import ChosenArtifact, EngineParts, HostIdentity, Layout, Plan, Role
 from ..settings import Settings
 from ..state import BoxState, SourceReport
 from . import host, models
-from .artifacts import Wanted, choose_artifact, upgrade_available
+from .artifacts import Wanted, check_obtainable, choose_artifact, upgrade_available
 
 SMALL_MEMORY = 7.5 * 2**30  # a machine sold with 8 GB shows a little less
 
@@ -41,6 +41,9 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
     parts = _role_plans(roles, settings, want, picked.artifacts, warnings)
     parts = _base_settings(parts, report, layout)
     memory, disk = host.role_needs(roles)
+    warnings += _another_ollama(report, roles, state)
+    retired = _retired(roles, state)
+    warnings += [f"{part.name} is left out now: its service and program go, its data stays" for part in retired]
     plan = Plan(
         kit_version=__version__,
         host=HostIdentity(
@@ -61,6 +64,7 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
         engine_url=picked.engine_url,
         engine_existing=picked.engine_existing,
         roles=parts,
+        retired=retired,
         models=picked.models,
         model_wishes=models.wishes_digest(settings) if "models" in roles else "",
         deferred_model=picked.deferred,
@@ -96,6 +100,23 @@ def _roles(report: HardwareReport, settings: Settings, state: BoxState, reasons:
     return roles
 
 
+def _another_ollama(report: HardwareReport, roles: tuple[str, ...], state: BoxState) -> list[str]:
+    """At the first run: the Ollama that is on the machine already is offered as the engine."""
+    found = report.ollama
+    if found is None or state.stands or "ollama" not in roles or not (found.binary or found.unit or found.listening):
+        return []
+    what = ", ".join(filter(None, [found.version and f"version {found.version}", found.unit or found.binary]))
+    text = f"an Ollama is on this machine already{f' ({what})' if what else ''}, and this plan installs one of its own"
+    return [f'{text}; `[ollama] use = "existing"` takes that one instead, as it is']
+
+
+def _retired(roles: tuple[str, ...], state: BoxState) -> tuple[RolePlan, ...]:
+    """Roles that the box has and this plan has not."""
+    if not state.stands or state.manifest is None:
+        return ()
+    return tuple(RolePlan.model_validate(part) for part in state.manifest["plan"]["roles"] if part["name"] not in roles)
+
+
 def _role_plans(
     roles: tuple[str, ...], settings: Settings, want: Wanted, extra: frozenset[str], warnings: list[str]
 ) -> tuple[RolePlan, ...]:
@@ -107,6 +128,7 @@ def _role_plans(
             if artifact.get("optional") and artifact["name"] not in extra:
                 continue
             pick = choose_artifact(artifact, replace(want, settings=settings.role(name).model_dump()))
+            check_obtainable(artifact, pick, want)
             newer = upgrade_available(artifact, pick, want)
             if pick.below_floor:
                 warnings.append(_below_floor(pick, want.data, newer))

@@ -118,7 +118,10 @@ def check_ports(report: HardwareReport, plan: Plan, state: BoxState) -> None:
             if port is None or (state.stands and _ours(port, plan, mine)):
                 continue
             hint = f"set `[{role.name}] {key} = {free_port(number, used)}`, or stop what holds the port"
-            if role.name == "ollama" and key == "port" and "ollama" in f"{port.process} {port.unit}":
+            theirs = "ollama" in f"{port.process} {port.unit}" or (
+                report.ollama is not None and report.ollama.listening
+            )
+            if role.name == "ollama" and key == "port" and theirs:
                 hint = f'to use it as it is, set `[ollama] use = "existing"`; or {hint}'
             raise ConfigError(
                 f"port {number} for {role.name} is taken by {describe_port(port)}", hint=hint, code="port-taken"

@@ -77,6 +77,15 @@ def remove(plan: Plan, role: Role, purge: bool) -> None:
     )
 
 
+def retire(plan: Plan) -> None:
+    """Take services and programs of roles away that were part of the box and are no longer."""
+    whole = plan.model_copy(update={"roles": (*plan.roles, *plan.retired)})
+    gone = {part.name for part in plan.retired}
+    for role in reversed(roles_of(whole)):
+        if role.name in gone:
+            role.tasks.remove(whole, False)
+
+
 def downloads(plan: Plan) -> dict[str, Any]:
     """The specification of `fetch.many_outliving`: everything that the target fetches from vendors."""
     files = []
@@ -110,7 +119,7 @@ def manifest_values(plan: Plan) -> dict[str, Any]:
     The name by which the host was reached is the caller's: from the host itself it is another.
     """
     host = plan.host.model_copy(update={"target": ""})
-    steady = plan.model_copy(update={"host": host, "state_hash": "", "reasons": (), "warnings": ()})
+    steady = plan.model_copy(update={"host": host, "state_hash": "", "retired": (), "reasons": (), "warnings": ()})
     services = [
         {
             **units.service_spec(plan, service, role.files(plan)),

@@ -156,6 +156,9 @@ def write_manifest(spec: Spec, emit: Emit) -> Result:
     if "packages_added" in spec["values"]:  # what was not there before the first `up` stays known
         added = sorted({*now.get("packages_added", []), *spec["values"]["packages_added"]})
         spec = {**spec, "values": {**spec["values"], "packages_added": added}}
+    if "versions" in spec["values"]:  # of roles that are left out too: their data was written by these
+        versions = {**now.get("versions", {}), **spec["values"]["versions"]}
+        spec = {**spec, "values": {**spec["values"], "versions": versions}}
     new = {key: value for key, value in {**now, **spec["values"]}.items() if value is not None}
     if {**new, "complete": True} == now:
         new = now
