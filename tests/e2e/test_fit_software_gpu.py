@@ -17,6 +17,7 @@ import pytest
 
 from ownstack.data import load_artifacts
 from ownstack.engine import carry
+from ownstack.fitting import offload
 from ownstack.fitting.gguf import read_header
 from ownstack.fitting.memory import MIB, Placement, Settings, estimate
 from ownstack.fitting.weights import model_of_header
@@ -31,6 +32,7 @@ __all__ = ["root"]
 MARK = 'msg="starting llama-server" cmd="llama-server --model sha256-here"\n'
 PARTS = (("model", "weights"), ("kv", "kv"), ("compute", "compute"))
 VULKAN_MORE = 2.2 * MIB  # what its compute buffer holds beside CUDA's, at any context
+PIPELINE_MORE = 10 * MIB  # the first of two cards keeps more copies of its hidden states
 INSIDE = """
 mount --bind "$2" "$1/mnt" && mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" || exit
 root=$1; shift 2; exec chroot "$root" "$@"
@@ -47,16 +49,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def loaded(root: Path, model: Path, context: int, layers: int) -> dict[str, Any]:
-    """Load the model as Ollama starts its engine, and read the buffers from the log."""
+def loaded(root: Path, model: Path, context: int, layers: int, devices: str = "0") -> dict[str, Any]:
+    """Load the model as Ollama starts its engine, and read the buffers from the log. `devices`: the same one twice
+    is two cards to the engine."""
     port = free_port()
     words = ["/usr/bin/llama-server", "--model", f"/mnt/{model.name}", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--ctx-size", str(context), "--n-gpu-layers", str(layers), "--parallel", "1", "--flash-attn", "on"]
     words += ["--fit", "off", "--no-warmup", "--verbosity", "5"]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "VK_DRIVER_FILES": f"/{MANIFEST}"}
-    environment["GGML_VK_VISIBLE_DEVICES"] = "0"  # without it the engine passes over devices that are CPUs
+    environment["GGML_VK_VISIBLE_DEVICES"] = devices  # without it the engine passes over devices that are CPUs
     command = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", INSIDE, "sh"]
-    log = model.with_name(f"{context}-{layers}.log")
+    log = model.with_name(f"{context}-{layers}-{len(devices)}.log")
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [*command, str(root), str(model.parent), *words], env=environment, stdout=stream, stderr=stream
@@ -91,3 +94,19 @@ def test_a_gpu_holds_what_fit_says(root: Path, model: Path, context: int, layers
     # CUDA pads rows of weights to 512 values, Vulkan does not
     assert gpu.weights - header.weights.padding - HUNDREDTH <= real["model"] <= gpu.weights + HUNDREDTH
     assert real.get("compute", 0) == pytest.approx(gpu.compute, abs=VULKAN_MORE)
+
+
+def test_two_gpus_hold_what_fit_says(root: Path, model: Path) -> None:
+    """Split by layers, in proportion to free memory: each card's layers, weights and cache are the predicted ones."""
+    found = loaded(root, model, 8192, 31, "0,0")
+    header = model_of_header(read_header(model), model.name)
+    settings = Settings(context=8192)
+    said = estimate(header, settings, offload.spread(header, settings, (1, 1)))
+    assert found["offloaded"] == [said.gpu_layers, said.of_layers]
+    for number, gpu in enumerate(said.gpus):
+        real = found["buffers"][f"Vulkan{number}"]
+        told = [f"{name} {getattr(gpu, name) / MIB:.2f} and {real.get(key, 0) / MIB:.2f}" for key, name in PARTS]
+        print(f"GPU {number}, MiB predicted and held: {', '.join(told)}")
+        assert real["kv"] == pytest.approx(gpu.kv, abs=HUNDREDTH)
+        assert gpu.weights - header.weights.padding - HUNDREDTH <= real["model"] <= gpu.weights + HUNDREDTH
+        assert real["compute"] == pytest.approx(gpu.compute, abs=PIPELINE_MORE)

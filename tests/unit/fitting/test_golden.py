@@ -10,7 +10,7 @@ import pytest
 
 from ownstack.fitting import compute, offload
 from ownstack.fitting.choose import load_data
-from ownstack.fitting.memory import Settings, cells, layer_kv, layer_state
+from ownstack.fitting.memory import Settings, cells, estimate, layer_kv, layer_state
 from ownstack.fitting.weights import Shape, device_bytes
 
 from .golden import MIB, golden, golden_model, kind_of, offload_truth, run_settings, weighted_model
@@ -149,6 +149,20 @@ def test_f16_copies_of_a_quantised_cache_on_cuda() -> None:
     plain = replace(s, backend="vulkan")
     gpu, _, _ = compute.whole(model, plain, cells(model, plain))
     assert gpu / MIB == pytest.approx(184, abs=0.5)
+
+
+def test_two_cards_by_layers() -> None:
+    """Qwen2.5-Coder 32B at 32768 on two cards: weights, cache and compute by card, in MiB, as llama.cpp splits it.
+
+    The second card's compute buffer holds 155 MiB more than the law says.
+    """
+    model, s = golden_model("qwen2.5-32b"), Settings(context=32_768, backend="vulkan")
+    placement = offload.spread(model, s, (1, 1))
+    assert placement.split == (33, 32)
+    parts = estimate(model, s, placement).gpus
+    assert [part.kv / MIB for part in parts] == [4224, 3968]
+    assert parts[0].compute / MIB == pytest.approx(360, abs=0.5)
+    assert 515 - 156 <= parts[1].compute / MIB <= 515
 
 
 def test_padding_of_quantised_rows() -> None:
