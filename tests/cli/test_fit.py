@@ -317,6 +317,12 @@ def test_what_a_new_card_would_change() -> None:
     rows = {r["use"]: r for r in data("--gpu", "RTX 3060", "--upgrade", "RTX 4090")["uses"]}
     assert rows["chat"]["then"]["quality"] >= rows["chat"]["now"]["quality"]
     assert rows["chat"]["then"]["decode_tps"]["mid"] > 0
+    lines = run("--gpu", "RTX 3060 12GB", "--upgrade", "RTX 4090").stdout.splitlines()
+    assert lines[0].split("  ")[0] == "for"
+    assert "GeForce RTX 3060" in lines[0]
+    assert "GeForce RTX 4090" in lines[0]
+    assert lines[1].startswith("chat ")
+    assert lines[1].endswith("times the speed)")
 
 
 def test_sizes_as_people_type_them() -> None:

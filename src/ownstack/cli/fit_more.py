@@ -96,9 +96,19 @@ def upgrade_result(data: FitData, now: Machine, then: Machine, use: str, want: R
             return "nothing fits"
         return f"{found['model']}, context {found['ctx']}, {found['decode_tps']['mid']:.0f} tokens/s"
 
+    def difference(found: dict[str, Any]) -> str:
+        now, then = found["now"], found["then"]
+        if now is None or then is None:
+            return ""
+        times = then["decode_tps"]["mid"] / now["decode_tps"]["mid"]
+        what = "the same model" if now["model"] == then["model"] else "a better model"
+        if now["model"] != then["model"] and then["quality"] <= now["quality"]:
+            what = "another model"
+        return f" ({what}, {times:.1f} times the speed)"
+
     def draw() -> list[str]:
         names = [", ".join(d.name for d in m.devices) or "no GPU" for m in (now, then)]
         lines = [f"{'for':10} {names[0]:44} {names[1]}"]
-        return lines + [f"{r['use']:10} {words(r['now']):44} {words(r['then'])}" for r in found]
+        return lines + [f"{r['use']:10} {words(r['now']):44} {words(r['then'])}{difference(r)}" for r in found]
 
     return {"uses": found}, draw

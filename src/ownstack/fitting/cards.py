@@ -56,6 +56,8 @@ class Cards:
             bare = re.sub(r"\b\d+gb\b", "", normal(card.name)).strip()
             if bare != normal(card.name):
                 self._by_name.setdefault(" ".join(bare.split()), []).append(card)
+            elif card.kind not in {"unified", "mig"}:  # "RTX 3060 12GB" is the one whose name tells no size
+                self._by_name.setdefault(f"{normal(card.name)} {round(card.memory / 2**30)}gb", []).append(card)
 
     def lookup(self, name: str, memory: int = 0) -> Card | None:
         """The card of that exact name; where memory sizes differ the nearest. Never a guess by substring."""

@@ -171,6 +171,10 @@ def test_gemma4_caches_what_real_logs_show() -> None:
         ("DGX Spark", "GB10"),
         ("RTX 4060 Ti", "GeForce RTX 4060 Ti 8GB"),
         ("RTX 4060 Ti 16 GB", "GeForce RTX 4060 Ti 16GB"),
+        ("RTX 3060 12GB", "GeForce RTX 3060"),
+        ("NVIDIA GeForce RTX 3060 12 GB", "GeForce RTX 3060"),
+        ("RTX 3060 8GB", "GeForce RTX 3060 8GB"),
+        ("RTX 4090 24GB", "GeForce RTX 4090"),
     ],
 )
 def test_a_card_is_found_as_people_write_it(typed: str, name: str) -> None:
