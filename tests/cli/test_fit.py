@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +372,29 @@ def test_the_articles_ram(model: str, said_ram_gib: int, needs_gib: tuple[int, i
     """On the CPU each takes less than the article's round figure; 70B in 48 GiB, not 64."""
     host = data("--vram", "0", "--ram", "64GiB", "--model", model, "--ctx", "8192")["memory"]["host"]["total"]
     assert needs_gib[0] * GIB < host < needs_gib[1] * GIB < said_ram_gib * GIB
+
+
+SLOW_TO_IMPORT = (
+    "pyinfra",
+    "pydantic",
+    "jinja2",
+    "testinfra",
+    "gevent",
+    "statistics",
+    "ownstack.plan",
+    "ownstack.settings",
+)
+
+
+@pytest.mark.parametrize("words", [["fit", "--gpu", "RTX 4090", "--all", "--json"], ["--help"]], ids=["fit", "help"])
+def test_nothing_slow_is_imported(words: list[str]) -> None:
+    """What makes the goals of tools/fit_speed.py possible: 0.25 s over the whole catalogue, 0.1 s for the help."""
+    code = (
+        "import sys; from ownstack.cli import run; run(sys.argv[2:]); "
+        "print(*[name for name in sys.argv[1].split(',') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, ",".join(SLOW_TO_IMPORT), *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    assert done.stderr.split() == []
