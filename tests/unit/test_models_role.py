@@ -259,6 +259,20 @@ def test_predicted_against_measured_memory_as_numbers(predicted: int, status: st
     assert found.values["found"] == 14336 * MIB
 
 
+@pytest.mark.parametrize(("layers", "status"), [(41, "ok"), (40, "failed")])
+def test_the_projector_is_no_part_of_the_engines_account(layers: int, status: str) -> None:
+    """It is predicted, and lies beside a whole model only; the engine's log counts the language model."""
+    told = {
+        "predicted_gpu_bytes": (14336 + 900) * MIB,
+        "projector_bytes": 900 * MIB,
+        "gpu_layers": layers,
+        "layers": 41,
+    }
+    chat = CHAT.model_copy(update=told)
+    found = outcome("models-memory", plan(models=(chat,), engine="cuda"), ensure=there(), measure=WHOLE)
+    assert found.status == status
+
+
 def test_a_shorter_context_than_planned_fails() -> None:
     found = outcome("models-memory", plan(engine="cuda"), ensure=there(), measure={**WHOLE, "context_length": 4096})
     assert found.status == "failed"
