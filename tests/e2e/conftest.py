@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hosts import Host, Network, Options, footprint, lab, purge
-from tests.hosts.commands import PATH, cache
+from tests.hosts import Host, Network, Options, footprint, lab, purge, watching
+from tests.hosts.commands import PATH, Result, cache
 from tests.hosts.footprint import Footprint
 from tests.hosts.kit import Ownstack, wait_ready
 from tests.hosts.serve import FileServer, folder
@@ -27,6 +28,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.e2e)
+
+
+# secrets of the provisioned host, by name: a test that shows one fails, whatever else it says
+SECRETS: dict[str, str] = {}
+
+
+def secrets_shown(report: pytest.TestReport) -> list[str]:
+    """Names of the secrets in what a test printed, logged or failed with."""
+    told = "\n".join([str(report.longrepr or ""), *(text for _, text in report.sections)])
+    return watching.shown(told, SECRETS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    names = secrets_shown(report)
+    if names:
+        report.outcome, report.sections = "failed", []
+        report.longrepr = f"the output of {item.nodeid} holds secrets: {', '.join(names)}"
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -79,12 +100,15 @@ def mirror(network: Network) -> Iterator[Mirror]:
 class Provisioned:
     """A host on which `up` has run once, frozen.
 
-    `before` is the host as it was before; `first` what the first `up --json` said.
+    `before` is the host as it was before; `first` what the first `up --json -vvv` said, `said` all of its output;
+    `secrets_seen` are [place, name] of secrets that showed in processes meanwhile, or lay about afterwards.
     """
 
     layer: Path
     before: Footprint
     first: dict[str, Any]
+    said: Result
+    secrets_seen: list[list[str]]
 
     @contextlib.contextmanager
     def clone(self, network: Network, name: str) -> Iterator[Host]:
@@ -102,11 +126,22 @@ def debian12(network: Network, mirror: Mirror) -> Provisioned:
     try:
         host.boot()
         before = footprint.take(host)
-        first = mirror.ownstack(host).json("up", "--yes", check=False)
+        with watching.watched(host) as seen:
+            said = mirror.ownstack(host)("up", "--yes", "--json", "-vvv", check=False)
+        first = json.loads(said.stdout)["data"]
         if first is None:
-            raise RuntimeError(f"the first up failed: {mirror.ownstack(host)('up', '--yes', check=False).stderr}")
+            raise RuntimeError(f"the first up failed: {said.stdout}")
         print(f"first up over SSH: {first['seconds']} s")
-        return Provisioned(host.freeze(), before, first)
+        SECRETS.update(watching.secrets(host))
+        found = [*seen.hits, *watching.look(host)]
+        return Provisioned(host.freeze(), before, first, said, found)
     except BaseException:
         host.destroy()
         raise
+
+
+@pytest.fixture(scope="session")
+def common(network: Network, debian12: Provisioned) -> Iterator[Host]:
+    """A clone that several files use one after the other: what they change on it, the later ones have to bear."""
+    with debian12.clone(network, "common") as host:
+        yield host

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Mirror, Provisioned
+from tests.e2e.conftest import Mirror
 from tests.hosts import Host, Network, scan
 from tests.hosts.kit import Ownstack
 from tests.hosts.network import Uplink
@@ -135,12 +135,18 @@ ENGINE = table(
     POST /v1/chat/completions
     """,
 )
+# What answers to everybody on the machine, on purpose; docs/reference/guarantees.md names all of it.
+OPEN = [
+    *table(OPEN_WEBUI, "GET /\nGET /health\nGET /ready\nGET /api/version\nGET /api/config"),
+    *table(N8N, "GET /\nGET /healthz\nGET /healthz/readiness\nGET /rest/settings"),
+    *table(QDRANT, "GET /\nGET /healthz\nGET /livez\nGET /readyz"),
+]
+GUARANTEES = Path(__file__).parents[2] / "docs/reference/guarantees.md"
 
 
 @pytest.fixture(scope="module")
-def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    with debian12.clone(network, "refusing") as host:
-        yield host
+def box(common: Host) -> Host:
+    return common
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +207,16 @@ def test_at_least_forty_endpoints_refuse_without_credentials(box: Host) -> None:
     assert len(CLOSED) >= 40
     answers = statuses(box, CLOSED)
     assert {name: status for name, status in answers.items() if status not in (401, 403)} == {}
+
+
+def test_what_is_open_is_open_on_purpose(box: Host) -> None:
+    said = GUARANTEES.read_text().partition("## Open on purpose")[2].partition("\n## ")[0]
+    assert {one.path for one in OPEN} - set(re.findall(r"`(/[^`]*)`", said)) == set()
+    assert {name: status for name, status in statuses(box, OPEN).items() if status != 200} == {}
+    assert "/webhook/ask" in said
+    ask = [Endpoint(N8N, "GET", "/webhook/ask"), Endpoint(N8N, "GET", "/webhook/none")]
+    assert "not registered for GET" in box.output(f"curl -s http://127.0.0.1:{N8N}/webhook/ask")
+    assert set(statuses(box, ask).values()) == {404}
 
 
 def test_with_credentials_they_answer(box: Host, mirror: Mirror) -> None:

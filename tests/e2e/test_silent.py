@@ -1,7 +1,7 @@
-"""Silent: with a way out and a name server at hand the services send nothing and ask no name.
+"""Silent: with a way out and a name server at hand the box sends nothing, asks no name, and its pages ask nobody else.
 
 Packets are counted per user before a unit's address rules drop them, so zero means that nobody tried. Each leg has a
-control that is caught. Not shown here: what a service would do hours later, and a walk through all menus of the pages.
+control that is caught. Not shown here: what a service would do hours later; the tests run for minutes.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import Mirror, Provisioned
+from tests.e2e.conftest import Mirror
 from tests.hosts import Host, Network
-from tests.hosts.browser import Browser
+from tests.hosts.browser import ITS_OWN, USER, Browser, Chat, Workflows
 from tests.hosts.kit import SERVICES, Ownstack, wait_ready
 from tests.hosts.watch import REST, Sink, Watch
 
 IDLE_S = 20
 USERS = tuple(f"ownstack-{name}" for name in (*SERVICES, "pull"))
 CONTROL = "control.example"
+BROWSER = "the browser"
+OPEN_WEBUI, N8N = "http://127.0.0.1:8080", "http://127.0.0.1:5678"
+# a page of one chat is as good as any other; signing out ends the visit; files are no pages
+NO_PAGES = r"/c/[0-9a-f-]{36}|/auth\b|/sign(in|out)|/static/|/assets/|\.(json|txt|md)$"
+N8N_MENU = "[data-test-id=menu-item][href], [data-test-id=project-tabs] a"
 EMBEDDING = "all-minilm:22m"
 
 
 @pytest.fixture(scope="module")
-def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    with debian12.clone(network, "silent") as host:
-        yield host
+def box(common: Host) -> Host:
+    return common
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def sink(box: Host, network: Network) -> Iterator[Sink]:
 
 @pytest.fixture(scope="module")
 def watch(box: Host) -> Watch:
-    return Watch(box, USERS)
+    return Watch(box, USERS, {BROWSER: USER})
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +106,51 @@ def test_used_by_scripts(ownstack: Ownstack, watch: Watch, sink: Sink) -> None:
     assert sink.asked == []
 
 
+def silent_but_for_the_browser(watch: Watch, sink: Sink) -> None:
+    """No service has sent a packet or asked a name; chromium has asked for no names but its own."""
+    print(watch.packets(), sink.asked)
+    assert set(sink.asked) <= ITS_OWN
+    assert set(watch.packets()) <= {BROWSER}
+    assert {(user, address) for user, address, _ in watch.reached()} <= {(BROWSER, sink.address)}
+
+
+def test_every_menu_of_open_webui(box: Host, ownstack: Ownstack, watch: Watch, sink: Sink) -> None:
+    email, password = ownstack.first_password("open_webui")
+    watch.reset()
+    sink.asked.clear()
+    with Browser(box.uplink.name, resolver=sink.address) as browser:
+        Chat(browser, OPEN_WEBUI).sign_in(email, password)
+        pages, menus = browser.wander([OPEN_WEBUI, f"{OPEN_WEBUI}/admin/settings"], skip=NO_PAGES)
+        print(f"{len(pages)} pages: {' '.join(pages)}; {len(menus)} menus: {menus}")
+        assert len(pages) >= 12
+        assert len(menus) >= 35
+        assert browser.foreign("127.0.0.1:8080") == set()
+    silent_but_for_the_browser(watch, sink)
+
+
+def test_every_menu_of_n8n(box: Host, ownstack: Ownstack, watch: Watch, sink: Sink) -> None:
+    email, password = ownstack.first_password("n8n")
+    watch.reset()
+    sink.asked.clear()
+    with Browser(box.uplink.name, resolver=sink.address) as browser:
+        workflows = Workflows(browser, N8N)
+        workflows.sign_in(email, password)
+        editor = f"{N8N}/workflow/{workflows.workflows()[0]['id']}"
+        pages, menus = browser.wander([f"{N8N}/home/workflows", f"{N8N}/settings/personal", editor], N8N_MENU)
+        print(f"{len(pages)} pages: {' '.join(pages)}; {len(menus)} menus: {menus}")
+        assert len(pages) >= 15
+        assert len(menus) >= 5
+        assert browser.foreign("127.0.0.1:5678") == set()
+    silent_but_for_the_browser(watch, sink)
+
+
 def test_control_a_page_that_asks_elsewhere_is_seen_at_all_three(box: Host, watch: Watch, sink: Sink) -> None:
     with Browser(box.uplink.name, resolver=sink.address) as browser:
         browser.open("about:blank")
         browser.driver.execute_script(f"fetch('http://{CONTROL}:81/x', {{mode: 'no-cors'}}).catch(() => 0)")
         browser.until(lambda: browser.foreign("127.0.0.1") or None, "foreign request")
         browser.until(lambda: CONTROL in sink.asked or None, "name asked")
-        browser.until(lambda: watch.packets().get(REST), "packet")
+        browser.until(lambda: watch.packets().get(BROWSER), "packet")
         assert browser.foreign("127.0.0.1") == {f"{CONTROL}:81"}
 
 
@@ -119,8 +161,8 @@ def test_while_a_model_is_pulled_only_the_pulling_user_reaches_only_the_registry
     box.run(f"curl -sf -X DELETE http://127.0.0.1:11434/api/delete -d '{json.dumps({'model': EMBEDDING})}'")
     ownstack.json("up", "--yes", "--no-verify")
     address, _, port = mirror.registry.url.removeprefix("http://").partition(":")
-    # `up` itself, as root, looks whether mirror and registry answer; no service sends anything
-    assert set(watch.packets()) <= {"ownstack-pull", REST}
+    # `up` itself, as root, looks once whether the registry answers; no service sends anything
+    assert set(watch.packets()) == {"ownstack-pull", REST}
     registry = (address, int(port))
     mirrored = mirror.files.url.removeprefix("http://").partition(":")
     by_root = {(where, number) for user, where, number in watch.reached() if user == "0"}

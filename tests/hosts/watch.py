@@ -15,7 +15,8 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .host import Host
@@ -87,11 +88,14 @@ class Sink:
 
 
 class Watch:
-    """Counters on a host. `users` are accounts on it, counted one by one; all others together as REST."""
+    """Counters on a host. `users` are accounts on it, counted one by one; all others together as REST.
 
-    def __init__(self, host: Host, users: Sequence[str]) -> None:
+    `more` are account numbers that the host does not know, by a name for each.
+    """
+
+    def __init__(self, host: Host, users: Sequence[str], more: Mapping[str, int] = MappingProxyType({})) -> None:
         self.host = host
-        self.users = {name: int(host.output(f"id -u {name}")) for name in users}
+        self.users = {name: int(host.output(f"id -u {name}")) for name in users} | {**more}
         counters = [f"counter u{uid} {{ }}" for uid in self.users.values()] + ["counter rest { }"]
         matches = [f'meta skuid {uid} counter name "u{uid}" accept' for uid in self.users.values()]
         rules = RULES.format(table=TABLE, counters="\n  ".join(counters), matches="\n    ".join(matches))
