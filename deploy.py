@@ -41,6 +41,24 @@ def apply(plan: Plan, **_: Any) -> None:
     )
 
 
+@deploy("ownstack models")
+def bring(plan: Plan, old: Plan, check: bool = True, **_: Any) -> None:
+    """Start the pulls of the models that `plan` has and `old` has not; the box goes on with `old`'s."""
+    role_named("base").tasks.bring_runner(plan)
+    role_named("models").tasks.bring(plan, old, check)
+
+
+@deploy("ownstack manifest")
+def remember(plan: Plan, values: dict[str, Any], **_: Any) -> None:
+    """Note something in the manifest; null takes a key away."""
+    operations.step(
+        name="Base: record",
+        plan=plan,
+        step_name="box.write_manifest",
+        spec={"path": plan.layout.manifest, "values": values},
+    )
+
+
 @deploy("ownstack down")
 def remove(plan: Plan, purge: bool = False, packages: list[str] | None = None, **_: Any) -> None:
     """Take services and programs away, in the reverse order; the base goes last."""

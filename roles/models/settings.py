@@ -35,6 +35,12 @@ class Settings(Frozen):
         None, ge=0, le=1000, description="Tokens a second that the chat model must reach; by the machine's class where "
         "not set. Lower it for a better and slower model."
     )  # fmt: skip
+    keep: bool = Field(
+        False, description="Keep a standing box's models when its hardware changes; their memory is fitted anew."
+    )
+    refit: bool = Field(
+        False, description="Choose a standing box's models anew, also where hardware and wishes are the same."
+    )
     may_add_models: bool = Field(
         False, description="Consent to add missing models to an Ollama that the kit did not install, through its API."
     )

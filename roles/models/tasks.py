@@ -68,6 +68,20 @@ def finish(plan: Plan) -> None:
             )
 
 
+def bring(plan: Plan, old: Plan, check: bool) -> None:
+    """Start the pulls of models that an earlier plan has not, while its own serve. `check`: one chat with each."""
+    had = {model.tag for model in old.models}
+    for model in pulled(plan):
+        if model.tag not in had:
+            spec = pull_spec(plan, model)
+            operations.step(
+                name=f"Models: fetch {model.tag}",
+                plan=plan,
+                step_name="ollama.pull_start",
+                spec={"runner": units.runner_python(plan), "pull": {**spec, "check": check and spec["check"]}},
+            )
+
+
 def switching(plan: Plan, tag: str) -> list[dict[str, Any]]:
     """The steps by which the other roles take a new chat model as their default."""
     return [call for role in roles_of(plan) for call in role.model_steps(plan, tag)]

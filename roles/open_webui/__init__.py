@@ -84,6 +84,7 @@ def files(plan: Plan) -> list[ConfigFile]:
         url=url(plan),
         origins=";".join(f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")),
         qdrant_url=qdrant_url(plan),
+        vectors=plan.vectors,
         secrets={secret.name: secret.mark for secret in ROLE.secrets} | {"qdrant_api_key": "@@secret:qdrant_api_key@@"},
     )
     serve = render("open_webui/serve.py.j2", port=port, hosts=[*LOOPBACK, *part.settings.get("hosts", ())])
@@ -147,6 +148,12 @@ def configure_spec(plan: Plan, model: str = "") -> dict[str, Any]:
 def model_steps(plan: Plan, tag: str) -> list[dict[str, Any]]:
     """What makes a newly pulled model the default."""
     return [{"step": "open_webui.configure", "spec": configure_spec(plan)}]
+
+
+def reindex_spec(plan: Plan, old: str) -> dict[str, Any]:
+    """The specification of `open_webui.reindex`. `old`: the beginning of the earlier collections' names."""
+    store = {"url": qdrant_url(plan), "secret": "qdrant_api_key", "old": old, "new": plan.vectors}
+    return {**identity(plan), "qdrant": store}
 
 
 def password_spec(plan: Plan) -> dict[str, Any]:

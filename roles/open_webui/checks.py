@@ -105,7 +105,7 @@ def chat(context: Context) -> Outcome:
 
 def document(context: Context) -> Outcome:
     plan = context.plan
-    store = {"url": qdrant_url(plan), "secret": "qdrant_api_key", "prefix": "open-webui"}
+    store = {"url": qdrant_url(plan), "secret": "qdrant_api_key", "prefix": plan.vectors}
     data = context.step("open_webui.document", **identity(plan), **answering(context), qdrant=store)
     wrong = []
     if data["during"] <= data["before"]:

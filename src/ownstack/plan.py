@@ -13,6 +13,8 @@ from .hardware.report import Frozen
 ProcessManager = Literal["systemd", "systemd-user", "supervisord"]
 NetworkPolicy = Literal["closed", "lan", "internet"]
 EngineParts = Literal["cpu", "cuda", "rocm", "vulkan"]
+# the beginning of the names of Open WebUI's collections, for the first embedding model of a box
+VECTORS = "open-webui"
 ModelUse = Literal["bootstrap", "chat", "embedding", "code", "vision", "task"]
 
 
@@ -220,6 +222,7 @@ class Plan(Frozen):
     model_wishes: str = ""  # hash of what the models were chosen for
     # the model this hardware deserves where the registry cannot be reached
     deferred_model: ModelChoice | None = None
+    vectors: str = VECTORS  # the beginning of the names of the collections that hold documents' vectors
     secrets: tuple[SecretRef, ...] = ()
     folders: tuple[tuple[str, str, bool], ...] = ()  # name, host path, writable
     locale: str = "C.UTF-8"

@@ -25,6 +25,11 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "box.logs": {"text": "one\ntwo\n"},
     "open_webui.drift": {"drift": []},
     "box.disk": {"folders": [], "disks": []},
+    "box.state": {"manifest": {}, "releases": {}, "services": {}, "work": {}},
+    "ollama.ensure": {"present": [], "missing": [], "wrong": {}},
+    "ollama.leftovers": {"models": []},
+    "ollama.prune": {"models": []},
+    "ollama.pull_wait": {"ended": {}},
     "ollama.list": {"models": [{"name": "mine:latest", "size": 10**9, "digest": "sha256:1"}]},
 }
 

@@ -277,24 +277,35 @@ def packages_of_n8n(lab: Lab, say: Callable[[str], None] = print) -> None:
 
 
 def models(lab: Lab, root: Path) -> Registry:
-    """A model registry with the two models of the kit's own artifacts, the chat model in another precision.
+    """A model registry with the two models of the kit's own artifacts, the chat model in two other precisions.
 
-    It serves `smollm2:135m-q8_0` and `all-minilm:22m`. The precision is changed with the engine's own tool.
+    It serves `smollm2:135m-q8_0`, `smollm2:135m-q4_0` and `all-minilm:22m`; the precision is changed with the engine's
+    own tool. `snowflake-arctic-embed:22m` has the weights of all-minilm: another name for the same 384 dimensions.
     """
     tables = {artifact["name"]: artifact for path in [KIT / "roles/models/artifacts.toml"] for artifact in _table(path)}
     files = {name: carry.obtain(chosen(name, tables[name]["variant"][0]), print) for name in MODELS}
-    small = cache().parent / "lab" / f"q8_0-{files['smollm2-135m'].sha256[:16]}.gguf"
-    if not small.exists():
+    registry = Registry(root)
+    stop = {"stop": ["<|im_start|>", "<|im_end|>"]}
+    for kind in ("q8_0", "q4_0"):
+        registry.add(
+            "smollm2", f"135m-{kind}", _quantised(lab, files["smollm2-135m"], kind), template=CHATML, parameters=stop
+        )
+    registry.add("all-minilm", "22m", files["all-minilm"].path)
+    registry.add("snowflake-arctic-embed", "22m", files["all-minilm"].path)
+    return registry
+
+
+def _quantised(lab: Lab, model: Any, kind: str) -> Path:
+    """The chat model in another precision, kept in the cache."""
+    made = cache().parent / "lab" / f"{kind}-{model.sha256[:16]}.gguf"
+    if not made.exists():
         with tempfile.TemporaryDirectory(dir=cache().parent) as work:
             archive = next(one.path for one in lab.made.values() if "ollama-linux-amd64.tar" in one.url)
             unpack(str(archive), work, {"format": "tar.zst"})
             tool, part = Path(work, "lib/ollama/llama-quantize"), Path(work, "part.gguf")
-            run(tool, "--allow-requantize", files["smollm2-135m"].path, part, "Q8_0")
-            part.rename(small)
-    registry = Registry(root)
-    registry.add("smollm2", "135m-q8_0", small, template=CHATML, parameters={"stop": ["<|im_start|>", "<|im_end|>"]})
-    registry.add("all-minilm", "22m", files["all-minilm"].path)
-    return registry
+            run(tool, "--allow-requantize", model.path, part, kind.upper())
+            part.rename(made)
+    return made
 
 
 def _kit(target: Path, made: dict[str, Made]) -> Path:

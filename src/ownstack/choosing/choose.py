@@ -13,6 +13,7 @@ from ..hardware.report import HardwareReport
 from ..plan import ChosenArtifact, EngineParts, HostIdentity, Layout, Plan, RolePlan, SecretRef
 from ..settings import Settings
 from ..state import BoxState, SourceReport
+from ..vectors import prefix_for
 from . import host, models
 from .artifacts import Wanted, check_obtainable, choose_artifact, upgrade_available
 
@@ -68,6 +69,10 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
         models=picked.models,
         model_wishes=models.wishes_digest(settings) if "models" in roles else "",
         deferred_model=picked.deferred,
+        vectors=prefix_for(
+            (state.manifest or {})["plan"] if state.stands else None,
+            next((m for m in picked.models if m.use == "embedding"), None),
+        ),
         secrets=_secrets(roles),
         folders=tuple((f"{f.service}:{name}", f.path, f.write) for name, f in settings.base.folders.items()),
         timezone=settings.base.timezone or getattr(report.host, "timezone", "") or "UTC",

@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 from ..data import Data
-from ..fitting.choose import Wishes, choose_models, describe
+from ..errors import ConfigError, UnsupportedError
+from ..fitting.choose import Selection, Wishes, choose_models, describe
 from ..hardware.report import HardwareReport
 from ..plan import ModelChoice, ModelUse
 from ..settings import Settings
@@ -29,19 +30,63 @@ def select(
 ) -> Picked:
     if existing:
         return select_existing(report, settings, data, sources, state, url)
-    kept = _recorded(report, settings, state, engine, url, existing)
+    anew = settings.role("models").refit
+    kept = None if anew else _recorded(report, settings, state, engine, url, existing)
     if kept is not None and not (kept.deferred is not None and not sources.models):
         return kept
-    chosen = choose_models(report, wishes(settings), data.fit)
+    wanted = wishes(settings)
     bootstrap = _bootstrap(report, data, settings)
+    if settings.role("models").keep:
+        wanted = dataclasses.replace(wanted, pins={**_pins_of(state), **wanted.pins})
+    chosen = choose_models(report, wanted, data.fit)
     if sources.models:
-        return _without_registry(chosen, bootstrap, sources, engine, url, existing)
+        held = _held(report, wanted, data, state)
+        if held is None:
+            return _without_registry(chosen, bootstrap, sources, engine, url, existing)
+        return _waiting(chosen, held, bootstrap, sources, engine, url)
     first = tuple(m for m in bootstrap if m.use == "bootstrap")
     tasks = (chosen.task,) if chosen.task is not None else ()
     return Picked(
         profile=chosen.profile, engine=engine, models=(*first, *chosen.models, *tasks),
         artifacts=frozenset(m.artifact for m in first), engine_url=url, engine_existing=existing,
         reasons=chosen.reasons, warnings=chosen.warnings,
+    )  # fmt: skip
+
+
+def _pins_of(state: BoxState) -> dict[str, str]:
+    """use -> tag of the models that a standing box pulled."""
+    if not state.stands or state.manifest is None:
+        return {}
+    uses = ("chat", "embedding", "code", "vision")
+    models = (ModelChoice.model_validate(item) for item in state.manifest["plan"]["models"])
+    return {model.use: model.tag for model in models if model.source == "registry" and model.use in uses}
+
+
+def _held(report: HardwareReport, wanted: Wishes, data: Data, state: BoxState) -> Selection | None:
+    """The recorded models fitted to today's hardware, for a box whose registry is away; None where they do not fit."""
+    pins = _pins_of(state)
+    if not {"chat", "embedding"} <= set(pins):
+        return None
+    try:
+        return choose_models(report, dataclasses.replace(wanted, pins=pins), data.fit)
+    except (ConfigError, UnsupportedError):
+        return None
+
+
+def _waiting(
+    chosen: Selection, held: Selection, bootstrap: tuple[ModelChoice, ...], sources: SourceReport, engine: str, url: str
+) -> Picked:
+    """What is there goes on serving, and what this machine deserves is named."""
+    deserved = next(m for m in chosen.models if m.use == "chat")
+    first = tuple(m for m in bootstrap if m.use == "bootstrap")
+    why = [f"the model registry does not answer ({sources.models}): the models that are there stay"]
+    better = deserved if deserved.tag not in {m.tag for m in held.models} else None
+    if better is not None:
+        why.append(f"with a model registry this machine would run {better.tag}; `ownstack up` fetches it then")
+    return Picked(
+        profile=held.profile, engine=engine, models=(*first, *held.models),
+        artifacts=frozenset(m.artifact for m in first), engine_url=url, deferred=better,
+        reasons=(*held.reasons, *why), warnings=held.warnings,
     )  # fmt: skip
 
 

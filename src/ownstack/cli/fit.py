@@ -38,12 +38,12 @@ class Asked:
         return bool(self.gpu or self.vram)
 
 
-def gpu_words(text: str) -> tuple[int, str]:
+def gpu_words(text: str, option: str = "--gpu") -> tuple[int, str]:
     """`2x RTX 3090` is two of them."""
     match = re.fullmatch(r"\s*(\d{1,2})\s*[x\u00d7]\s*(.+)", text)
     count, name = (int(match[1]), match[2]) if match else (1, text.strip())
     if not 1 <= count <= 16:
-        raise ConfigError(f"--gpu: {count} cards", hint="1 to 16 cards of one kind")
+        raise ConfigError(f"{option}: {count} cards", hint="1 to 16 cards of one kind")
     return count, name
 
 

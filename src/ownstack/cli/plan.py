@@ -9,9 +9,10 @@ import click
 
 from .output import emit_json, say
 from .show import plan_lines, section
-from .site import Site, open_site, read_settings, target_options
+from .site import Site, model_options, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
+    from ..hardware.report import HardwareReport
     from ..plan import Plan
 
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Write the plan to FILE for `up --plan FILE`."
 )
+@click.option(
+    "--what-if", "cards", default="", metavar="GPU", help='As if it had another card: "RTX 5090", "2x RTX 3090", none.'
+)
+@model_options
 @click.option("--exit-code", is_flag=True, help="Exit with 10 when changes are pending.")
 def plan(
     host: str | None,
@@ -37,33 +42,60 @@ def plan(
     cpu_only: bool,
     from_report: Path | None,
     out: Path | None,
+    cards: str,
+    keep_models: bool,
+    refit: bool,
+    pins: tuple[str, ...],
     exit_code: bool,
 ) -> int:
     """Show what `up` would do: services, models, sources, needs, and why. Changes nothing."""
     from ..engine.apply import preview
     from ..kit import activate
+    from ..transition import lines as transition_lines
+    from .reprovision import transaction
 
-    settings = read_settings(config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+    settings = read_settings(
+        config_file, sets, pins=pins, host=host, mirror=mirror, cpu_only=cpu_only, keep_models=keep_models, refit=refit
+    )
     with open_site(settings, sudo_password_file, from_report) as site:
+        if cards:
+            site.report = supposed(site, cards)
         made = site.plan()
         hardware = hardware_changes(site, made)
-        activate()
-        from deploy import apply
+        move = transaction(site, made)
+        changes = []
+        if not cards:  # nothing of what is not there can be looked at
+            activate()
+            from deploy import apply
 
-        result = preview(site.session, apply, plan=made)
-        changes = [op.name for op in result.operations if op.changed]
+            result = preview(site.session, apply, plan=made)
+            changes = [op.name for op in result.operations if op.changed]
     if out is not None:
         out.write_text(made.model_dump_json(indent=1) + "\n")
     if as_json:
         data: dict[str, Any] = {"plan": made.model_dump(mode="json"), "changes": changes, "changed": len(changes)}
         data["hardware_changes"] = hardware
+        data["change"] = move.change.as_dict() if move else None
         emit_json("plan", data)
     else:
-        for line in plan_lines(made, changes):
+        for line in plan_lines(made, None if cards else changes):
+            say(line)
+        for line in ["", *transition_lines(move.change)] if move else []:
             say(line)
         for line in section("The hardware has changed", hardware):
             say(line)
     return 10 if exit_code and changes else 0
+
+
+def supposed(site: Site, cards: str) -> HardwareReport:
+    """The machine as if it had other cards."""
+    from ..hardware.whatif import with_cards
+    from .fit import gpu_words
+
+    if cards.strip().lower() == "none":
+        return with_cards(site.report, None)
+    count, name = gpu_words(cards, "--what-if")
+    return with_cards(site.report, site.data.fit.cards.find(name), count)
 
 
 def hardware_changes(site: Site, made: Plan) -> list[str]:

@@ -30,7 +30,10 @@ SETTING_FLAGS = {
     "mirror": "sources.mirror",
     "cpu_only": "hardware.cpu_only",
     "use": "use",
+    "keep_models": "models.keep",
+    "refit": "models.refit",
 }
+PINS = ("chat", "embedding", "code", "vision")
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,11 +57,31 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def read_settings(config_file: str | None, sets: tuple[str, ...], **flags: Any) -> Settings:
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which a person decides on the models of a standing box."""
+    for option in reversed(
+        [
+            click.option("--keep-models", is_flag=True, help="Keep the models, whatever the hardware has become."),
+            click.option("--refit", is_flag=True, help="Choose the models anew, also on the same hardware."),
+            click.option(
+                "--pin", "pins", multiple=True, metavar="USE=MODEL", help="A model for chat, embedding, code or vision."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def read_settings(config_file: str | None, sets: tuple[str, ...], pins: tuple[str, ...] = (), **flags: Any) -> Settings:
     """Settings of all layers; `--set` and flags win."""
     from ..settings import load, parse_value
 
     chosen: dict[str, Any] = {}
+    for text in pins:
+        use, equals, tag = text.partition("=")
+        if not (equals and tag and use.strip() in PINS):
+            raise ConfigError(f"--pin {text}: not USE=MODEL", hint=f"USE is one of {', '.join(PINS)}: chat=qwen3:14b")
+        chosen[f"models.{use.strip()}"] = tag.strip()
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .output import confirm, emit_json, note, say, style
 from .progress import Progress
 from .show import plan_lines
-from .site import Site, open_site, read_settings, target_options
+from .site import Site, model_options, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -59,6 +59,8 @@ def reviewed(file: Path, site: Site) -> Plan:
 )
 @click.option("--from", "from_report", type=click.Path(path_type=Path), default=None, hidden=True)
 @click.option("--no-verify", is_flag=True, help="Do not verify afterwards.")
+@click.option("--prune", is_flag=True, help="Remove models of earlier plans that this box pulled, after verifying.")
+@model_options
 def up(
     host: str | None,
     config_file: str | None,
@@ -72,6 +74,10 @@ def up(
     plan_file: Path | None,
     from_report: Path | None,
     no_verify: bool,
+    prune: bool,
+    keep_models: bool,
+    refit: bool,
+    pins: tuple[str, ...],
 ) -> int:
     """Install and configure the box as planned, then verify it.
 
@@ -79,16 +85,21 @@ def up(
     """
     from ..engine.apply import execute
     from ..kit import activate
+    from ..transition import lines as transition_lines
     from ..verify.runner import VerifyReport
     from ..verify.runner import verify as run_verify
+    from . import reprovision
     from .report import failure, summary, tell
 
     began = time.monotonic()
-    settings = read_settings(config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+    settings = read_settings(
+        config_file, sets, pins=pins, host=host, mirror=mirror, cpu_only=cpu_only, keep_models=keep_models, refit=refit
+    )
     with open_site(settings, sudo_password_file, from_report) as site:
         plan = reviewed(plan_file, site) if plan_file is not None else site.plan()
+        move = reprovision.transaction(site, plan)
         if not as_json:
-            for line in plan_lines(plan):
+            for line in [*plan_lines(plan), "", *(transition_lines(move.change) if move else ())]:
                 note(line)
             note("")
         confirm(f"Install this on {site.report.host.hostname}?", yes, as_json)
@@ -96,7 +107,9 @@ def up(
         from deploy import apply
 
         with Progress(quiet=as_json, verbose=verbose > 0) as progress:
-            result = execute(site.session, apply, progress, plan=plan)
+            if move:
+                move.bring(progress)
+            result = reprovision.switch(move, lambda: execute(site.session, apply, progress, plan=plan))
         if not as_json:
             note(
                 f"{result.changed} changed, {result.total - result.changed} as they were, "
@@ -107,6 +120,11 @@ def up(
         report = VerifyReport(())
         if not no_verify:
             report = run_verify(plan, site.session, (lambda r: None) if as_json else tell)
+        if move:
+            move.end(report)
+        leftovers = reprovision.tidy(site, plan, prune and report.ok)
+        if not as_json:
+            reprovision.tell(leftovers)
     if as_json:
         data: dict[str, Any] = {
             "changed": result.changed,
@@ -115,6 +133,8 @@ def up(
                 for op in result.operations
             ],
             "verify": {"ok": report.ok, "checks": [r.as_dict() for r in report.results]},
+            "change": move.change.as_dict() if move else None,
+            "leftovers": leftovers,
             "seconds": round(time.monotonic() - began, 1),
         }
         emit_json("up", data, failure(report))

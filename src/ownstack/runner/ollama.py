@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import ollama_api as api
-from . import ollama_move, ollama_pull
+from . import ollama_move, ollama_prune, ollama_pull
 from .core import Emit, Result, Spec, StepError, heartbeat, progress, read_json
 from .fetch import sha256_of
 from .managers import call
@@ -296,14 +296,17 @@ STEPS = {
     "ensure": ensure,
     "evidence": evidence,
     "inspect": inspect,
+    "leftovers": ollama_prune.leftovers,
     "list": listed,
     "measure": measure,
     "move": ollama_move.copy,
     "move_drop": ollama_move.drop,
+    "prune": ollama_prune.prune,
     "ps": ps,
     "pull": ollama_pull.pull,
     "pull_start": ollama_pull.start,
     "pull_stop": ollama_pull.stop,
+    "pull_wait": ollama_prune.wait,
     "pulls": ollama_pull.pulls,
     "unload": unload,
 }

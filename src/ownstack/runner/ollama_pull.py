@@ -101,7 +101,7 @@ def pull(spec: Spec, emit: Emit) -> Result:
         return {"changed": True}
     journal = Journal(state_path(spec["run_dir"], spec["tag"]), spec["tag"], spec.get("download_bytes"))
     try:
-        found = _bring(spec, journal, emit)
+        found = held(spec) or _bring(spec, journal, emit)
         _serve(spec, found, journal, emit)
         _switch(spec, journal, emit)
     except StepError as error:
@@ -128,6 +128,15 @@ def present(spec: Spec) -> bool:
     if noted is None:
         return not spec.get("digest") or now["digest"] == spec["digest"]
     return bool(noted["blob"] == now["blob"] and spec.get("digest", "") in ("", noted["digest"]))
+
+
+def held(spec: Spec) -> dict[str, str] | None:
+    """The planned model as it was pulled earlier, where only the context written into it differs; else None."""
+    noted = read_json(spec["record"], {}).get(spec["tag"])
+    now = api.state(spec["url"], spec["tag"]) if noted and not spec.get("via_api") else None
+    if now is None or now["blob"] != noted["blob"] or spec.get("digest", "") not in ("", noted["digest"]):
+        return None
+    return {"digest": noted["digest"], "blob": noted["blob"]}
 
 
 def _bring(spec: Spec, journal: Journal, emit: Emit) -> dict[str, str]:

@@ -16,6 +16,7 @@ from .box import read_environment
 from .core import Emit, Result, Spec, StepError, ids, progress
 from .http import request, wait_ready
 from .open_webui_probe import STEPS as PROBES
+from .open_webui_reindex import STEPS as REINDEX
 from .open_webui_site import KIT_KEY, Site, kit
 from .secrets import fill, has_secret, make, read_secret, write_secret
 
@@ -224,4 +225,5 @@ STEPS = {
     "password_reset": password_reset,
     "setup": setup,
     **PROBES,
+    **REINDEX,
 }

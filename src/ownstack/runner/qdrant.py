@@ -44,4 +44,26 @@ def counts(spec: Spec, emit: Emit) -> Result:
     return {"changed": False, "data": found}
 
 
-STEPS = {"counts": counts, "probe": probe}
+def of(spec: Spec, emit: Emit) -> Result:
+    """The collections whose names begin with one of the prefixes and `_`. spec: url, secrets_dir, prefixes."""
+    names = counts(spec, emit)["data"]
+    begins = tuple(f"{prefix}_" for prefix in spec["prefixes"])
+    return {"changed": False, "data": {"collections": sorted(name for name in names if name.startswith(begins))}}
+
+
+def drop(spec: Spec, emit: Emit) -> Result:
+    """Delete those collections. spec: as for `of`."""
+    found = of(spec, emit)["data"]["collections"]
+    for name in [] if spec.get("dry") else found:
+        url = f"{spec['url']}/collections/{name}"
+        status, said = request("DELETE", url, headers=_headers(spec, "qdrant_api_key"), timeout=120)
+        if status != 200:
+            why = said.get("status", said) if isinstance(said, dict) else said
+            raise StepError(
+                f"Qdrant did not delete the collection {name} ({status}: {str(why)[:300]})",
+                hint="`ownstack logs qdrant`",
+            )
+    return {"changed": bool(found), "data": {"collections": found}}
+
+
+STEPS = {"counts": counts, "drop": drop, "of": of, "probe": probe}

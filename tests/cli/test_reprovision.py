@@ -1,0 +1,183 @@
+"""`up` on other hardware: the order of the transaction, and what it does when a part of it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.cli import run
+from ownstack.engine import carry
+from ownstack.verify.check import Check, Outcome
+from tests.cli import standing
+from tests.cli.standing import Box
+from tests.unit import machines
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
+    """A box that was made on an RTX 4070; its host has an RTX 4090 now."""
+    found = standing.stand(monkeypatch)
+    found.state = machines.box(machines.plan("rtx-4070"))
+    found.report = machines.report("rtx-4090")
+    file = tmp_path / "artefact"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    return found
+
+
+def verdict(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, role: str = "models") -> None:
+    one = Check("models-chat", "The engine answers", lambda context: outcome, "look", role)
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def steps(box: Box) -> list[str]:
+    """The runner's steps in order, a manifest's with what it says of the earlier plan."""
+    found = []
+    for command in box.seen.commands:
+        match = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
+        if match is None or '"dry": true' in command:
+            continue
+        name = match[1]
+        if name == "box.write_manifest" and "previous_plan" in command:
+            name += " forget" if '"previous_plan": null' in command else " keep"
+        found.append(name)
+    return found
+
+
+def test_models_come_before_anything_is_switched(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    assert run(["up", "--yes", "--json"]) == 0
+    data = told(capsys)["data"]
+    done = steps(box)
+    first = [done.index(name) for name in ("ollama.pull_start", "ollama.pull_wait")]
+    checked = done.index("ollama.ensure", first[-1])
+    order = [*first, checked, done.index("box.write_manifest keep"), done.index("box.activate")]
+    assert order == sorted(order)
+    assert done.index("box.write_manifest forget") > done.index("open_webui.configure")
+    assert "ollama.prune" not in done
+    assert data["change"]["hardware"] == ["RTX 4070 12 GB replaced by RTX 4090 24 GB"]
+    assert data["change"]["fetch"]
+
+
+@pytest.mark.parametrize("role", ["models", "open_webui"])
+def test_a_failed_check_puts_the_earlier_plan_back(
+    role: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"), role)
+    assert run(["up", "--yes", "--json", "--prune"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "reprovision-reverted"
+    assert "no answer came" in error["message"]
+    assert "--keep-models" in error["hint"]
+    done = steps(box)
+    assert done[-1] == "box.write_manifest forget"
+    assert "ollama.prune" not in done
+    written = [
+        c for c in box.seen.commands if "box.write_manifest" in c and '"dry": true' not in c and "plan_digest" in c
+    ]
+    assert len(written) == 2
+    chat = machines.plan("rtx-4070").model("chat")
+    assert chat is not None
+    assert chat.tag in written[-1]
+
+
+def test_amber_and_checks_of_other_things_take_nothing_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for outcome, role in ((Outcome.amber("still coming", "wait"), "models"), (Outcome.failed("open"), "base")):
+        verdict(monkeypatch, outcome, role)
+        assert run(["up", "--yes", "--json"]) == 1
+        assert told(capsys)["error"]["code"] == "checks-failed"
+
+
+def test_a_model_that_cannot_be_fetched_switches_nothing(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = machines.plan("rtx-4090").model("chat")
+    assert wanted is not None
+    error = {"code": "registry-unreachable", "message": "no route", "hint": "later"}
+    monkeypatch.setitem(standing.ANSWERS, "ollama.pull_wait", {"ended": {wanted.tag: error}})
+    monkeypatch.setitem(standing.ANSWERS, "ollama.ensure", {"present": [], "missing": [wanted.tag], "wrong": {}})
+    assert run(["up", "--yes", "--json"]) == 1
+    found = told(capsys)["error"]
+    assert found["code"] == "registry-unreachable"
+    assert "goes on as before" in found["message"]
+    assert "box.activate" not in steps(box)
+    assert not [name for name in steps(box) if name.startswith("box.write_manifest")]
+
+
+def test_a_run_that_was_cut_off_goes_on_from_the_plan_it_came_from(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    old = machines.plan("rtx-4070").model_dump(mode="json")
+    box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
+    assert run(["up", "--yes", "--json"]) == 1
+    assert told(capsys)["error"]["code"] == "reprovision-reverted"
+    assert steps(box)[-1] == "box.write_manifest forget"
+
+
+def test_prune_is_only_done_when_it_is_asked_for(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    left = {"models": [{"model": "old:1b", "bytes": 2**30}]}
+    monkeypatch.setitem(standing.ANSWERS, "ollama.leftovers", left)
+    monkeypatch.setitem(standing.ANSWERS, "ollama.prune", left)
+    assert run(["up", "--yes"]) == 0
+    assert "no longer needed: old:1b, 1.0 GiB; `ownstack up --prune` removes it" in capsys.readouterr().err
+    assert "ollama.prune" not in steps(box)
+    assert run(["up", "--yes", "--prune"]) == 0
+    assert "removed: old:1b" in capsys.readouterr().err
+    (command,) = [c for c in box.seen.commands if "ollama.prune" in c]
+    for model in machines.plan("rtx-4090").models:
+        assert model.tag in command
+
+
+def test_plan_shows_the_transaction_and_what_if_there_were_another_card(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan"]) == 0
+    text = capsys.readouterr().out
+    assert "hardware: RTX 4070 12 GB replaced by RTX 4090 24 GB" in text
+    assert "fetched while the present models serve" in text
+    assert run(["plan", "--what-if", "RTX 5090", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert "replaced by RTX 5090 32 GB" in data["change"]["hardware"][0]
+    assert data["plan"]["gpu_names"] != list(machines.plan("rtx-4090").gpu_names)
+    assert data["changes"] == []
+    assert run(["plan", "--what-if", "RTX 99990", "--json"]) == 2
+
+
+def test_what_the_engine_has_already_is_not_said_to_be_fetched(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = machines.plan("rtx-4090").model("chat")
+    assert wanted is not None
+    assert run(["plan", "--json"]) == 0
+    assert wanted.tag in [row["model"] for row in told(capsys)["data"]["change"]["fetch"]]
+    there = {"present": [wanted.tag], "missing": [], "wrong": {}}
+    monkeypatch.setitem(standing.ANSWERS, "ollama.ensure", there)
+    assert run(["plan", "--json"]) == 0
+    assert wanted.tag not in [row["model"] for row in told(capsys)["data"]["change"]["fetch"]]
+
+
+def test_keep_and_pin_are_the_owners_word(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--keep-models", "--json"]) == 0
+    assert told(capsys)["data"]["change"]["fetch"] == []
+    assert run(["plan", "--pin", "chat=qwen3:8b", "--json"]) == 0
+    assert "qwen3:8b" in [row["model"] for row in told(capsys)["data"]["change"]["fetch"]]
+    for wrong in ("chat", "poetry=x", "chat="):
+        assert run(["plan", "--pin", wrong, "--json"]) == 2
+        assert "--pin" in told(capsys)["error"]["message"]

@@ -1,0 +1,162 @@
+"""Other hardware under a standing box, by replayed reports: models of other sizes come, serve, and go when asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.kit import activate
+from ownstack.plan import Plan
+from tests.e2e.conftest import Mirror, Provisioned
+from tests.e2e.test_open_webui import config, sign_in, step, web
+from tests.hosts import Host, Network
+from tests.hosts.kit import Ownstack, wait_ready
+
+activate()
+from roles import open_webui  # noqa: E402
+
+LARGE, SMALL = "smollm2:135m-q8_0", "smollm2:135m-q4_0"
+MINE = "my-own:latest"
+OTHER = "snowflake-arctic-embed:22m"
+
+
+@pytest.fixture(scope="module")
+def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
+    with debian12.clone(network, "newcard") as host:
+        # a folder of the frozen layer cannot be renamed (overlay without redirects), and Qdrant renames what it deletes
+        own = "cd /var/lib/ownstack/qdrant && cp -a storage own && rm -rf storage && mv own storage"
+        host.run(f"systemctl stop ownstack-qdrant && {own} && systemctl start ownstack-qdrant")
+        wait_ready(host)
+        yield host
+
+
+@pytest.fixture(scope="module")
+def ownstack(box: Host, mirror: Mirror) -> Ownstack:
+    return mirror.ownstack(box)
+
+
+@pytest.fixture(scope="module")
+def reports(box: Host, ownstack: Ownstack, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Reports of this host with other amounts of memory, by GiB."""
+    folder = tmp_path_factory.mktemp("reports")
+    ownstack("detect", "--raw", str(folder / "now.json"))
+    raw = json.loads((folder / "now.json").read_text())
+    found = {}
+    for gib in (16, 48):
+        told = (f"mem\tMemTotal\t{gib << 20}", f"mem\tMemAvailable\t{(gib - 2) << 20}")
+        kept = [x for x in raw["lines"] if not x.startswith(("mem\tMemTotal", "mem\tMemAvailable", "cgroup\t"))]
+        found[gib] = folder / f"{gib}.json"
+        found[gib].write_text(json.dumps({**raw, "lines": [*kept, *told]}))
+    return found
+
+
+def manifest(box: Host) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(box.output("cat /var/lib/ownstack/manifest.json"))
+    return found
+
+
+def models(box: Host) -> set[str]:
+    rows = json.loads(box.output("curl -s http://127.0.0.1:11434/api/tags"))["models"]
+    return {row["name"] for row in rows}
+
+
+def up(ownstack: Ownstack, report: Path, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = ownstack.json("up", "--yes", "--from", str(report), *words)
+    return found
+
+
+def served(box: Host, ownstack: Ownstack) -> str:
+    """The default model that Open WebUI offers."""
+    plan = Plan.model_validate(manifest(box)["plan"])
+    email, password = ownstack.first_password("open_webui")
+    return str(config(box, plan, sign_in(box, plan, email, password)[1])["ui.default_models"])
+
+
+def n8n_model(box: Host) -> str:
+    return box.output("cat /var/lib/ownstack/n8n-content.json")
+
+
+def test_less_memory_brings_a_smaller_model_and_deletes_nothing(
+    box: Host, ownstack: Ownstack, reports: dict[int, Path]
+) -> None:
+    box.run(f"curl -sf http://127.0.0.1:11434/api/copy -d '{json.dumps({'source': LARGE, 'destination': MINE})}'")
+    shown = ownstack.json("plan", "--from", str(reports[16]), "--pin", f"chat={SMALL}")
+    assert any("memory" in text for text in shown["change"]["hardware"])
+    assert [row["model"] for row in shown["change"]["fetch"]] == [SMALL]
+    assert SMALL not in models(box), "looking changes nothing"
+    done = up(ownstack, reports[16], "--pin", f"chat={SMALL}")
+    assert done["verify"]["ok"]
+    assert done["change"]["leave"] == [LARGE]
+    assert [row["model"] for row in done["leftovers"]] == [LARGE]
+    assert not done["leftovers"][0]["removed"]
+    assert {LARGE, SMALL, MINE} <= models(box)
+    assert served(box, ownstack) == SMALL
+    assert "previous_plan" not in manifest(box)
+    memory = next(check for check in done["verify"]["checks"] if check["id"] == "models-memory")
+    assert SMALL in memory["measured"]
+    print(memory["measured"])
+
+
+def test_a_change_that_does_not_verify_is_taken_back(box: Host, ownstack: Ownstack, reports: dict[int, Path]) -> None:
+    """The larger model comes, and what it takes is not what was predicted: its weights are spoiled on the way."""
+    before = manifest(box)["plan"]
+    box.run("mkdir -p /run/systemd/system/ownstack-ollama.service.d")
+    # the engine that is started anew cannot load anything: the first chat after the switch fails
+    limit = "[Service]\nEnvironment=OLLAMA_LOAD_TIMEOUT=1ns\n"
+    box.run("cat > /run/systemd/system/ownstack-ollama.service.d/fault.conf", data=limit)
+    box.run("systemctl daemon-reload && systemctl restart ownstack-ollama")
+    failed = ownstack("up", "--yes", "--json", "--from", str(reports[48]), "--set", "ollama.keep_alive=7m", check=False)
+    box.run("rm /run/systemd/system/ownstack-ollama.service.d/fault.conf && systemctl daemon-reload")
+    box.run("systemctl restart ownstack-ollama")
+    assert failed.returncode == 1, failed.stdout
+    error = json.loads(failed.stdout)["error"]
+    assert error["code"] == "reprovision-reverted", error
+    assert "models-" in error["message"]
+    after = manifest(box)
+    assert after["plan"]["models"] == before["models"]
+    assert "previous_plan" not in after
+    assert served(box, ownstack) == SMALL
+    assert {LARGE, SMALL, MINE} <= models(box)
+
+
+def test_more_memory_another_embedding_model_and_prune(box: Host, ownstack: Ownstack, reports: dict[int, Path]) -> None:
+    plan = Plan.model_validate(manifest(box)["plan"])
+    email, password = ownstack.first_password("open_webui")
+    _, token = sign_in(box, plan, email, password)
+    _, base = web(box, plan, "POST", "/api/v1/knowledge/create", {"name": "house", "description": "kept"}, token)
+    box.run("printf 'The word of the house is harbour-4711.' > /tmp/house.txt")
+    sent = f"curl -sf -H 'authorization: Bearer {token}' -F file=@/tmp/house.txt"
+    path = "/api/v1/files/?process=true&process_in_background=false"
+    file = json.loads(box.output(f"{sent} '{open_webui.url(plan)}{path}'"))
+    add = f"/api/v1/knowledge/{base['id']}/file/add"
+    assert web(box, plan, "POST", add, {"file_id": file["id"]}, token)[0] == 200
+    shown = ownstack.json("plan", "--from", str(reports[48]), "--pin", f"embedding={OTHER}")
+    assert "indexed anew" in shown["change"]["reindex"]
+
+    done = up(ownstack, reports[48], "--pin", f"embedding={OTHER}")
+    assert done["verify"]["ok"]
+    assert any("memory grew from 16 to 48 GiB" in text for text in done["change"]["hardware"])
+    assert done["change"]["fetch"] == [{"model": OTHER, "bytes": done["change"]["fetch"][0]["bytes"]}]
+    now = Plan.model_validate(manifest(box)["plan"])
+    store = {"url": open_webui.qdrant_url(now), "secrets_dir": now.layout.secrets}
+    counts = json.loads(
+        box.run(f"{now.layout.current('base')}/runner qdrant.counts", data=json.dumps(store)).stdout.splitlines()[-1]
+    )["data"]
+    for kind in ("knowledge", "files"):
+        assert counts[f"{now.vectors}_{kind}"] == counts[f"open-webui_{kind}"] > 0, counts
+    query = {"collection_names": [base["id"]], "query": "What is the word of the house?", "k": 1}
+    _, token = sign_in(box, now, email, password)
+    status, answer = web(box, now, "POST", "/api/v1/retrieval/query/collection", query, token)
+    assert status == 200, answer
+    assert "harbour-4711" in json.dumps(answer)
+
+    pruned = up(ownstack, reports[48], "--pin", f"embedding={OTHER}", "--prune")
+    gone = {row.get("model") or row["collection"] for row in pruned["leftovers"] if row["removed"]}
+    assert {SMALL, "all-minilm:22m", "open-webui_knowledge"} <= gone
+    assert {LARGE, OTHER, MINE} <= models(box)
+    assert SMALL not in models(box)
+    assert step(box, now, "drift", **open_webui.configure_spec(now))["drift"] == []
