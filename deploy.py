@@ -16,6 +16,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from pyinfra.api.deploy import deploy
 
 from ownstack.engine import operations
+from ownstack.engine.backups import PASSPHRASE
+from ownstack.engine.role_tasks import manifest_values
 from ownstack.plan import Plan
 from roles import role as role_named
 from roles import roles_of
@@ -57,6 +59,29 @@ def remember(plan: Plan, values: dict[str, Any], **_: Any) -> None:
         step_name="box.write_manifest",
         spec={"path": plan.layout.manifest, "values": values},
     )
+
+
+@deploy("ownstack backup tools")
+def ready(plan: Plan, **_: Any) -> None:
+    """What works on backups: today's runner, and what encrypts their secrets."""
+    base = role_named("base").tasks
+    base.bring_runner(plan)
+    base.bring_age(plan)
+
+
+@deploy("ownstack backup schedule")
+def schedule(plan: Plan, old: Plan, **_: Any) -> None:
+    """Backups by themselves as `plan` has them, or none; recorded, so that `up` keeps them."""
+    from roles.base import schedule as timer
+
+    if plan.backup is None:
+        timer.remove(old)
+        secret = f"{plan.layout.secrets}/{PASSPHRASE}"
+        operations.step(name="Base: passphrase", plan=plan, step_name="artifacts.remove", spec={"paths": [secret]})
+    timer.configure(plan)
+    timer.activate(plan)
+    made = manifest_values(plan)
+    remember(plan=plan, values={key: made[key] for key in ("plan", "plan_digest")})
 
 
 @deploy("ownstack down")

@@ -37,6 +37,16 @@ class ExtraAccount:
     groups: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Keep:
+    """What a backup holds of a service's data folder. All names are below that folder."""
+
+    databases: tuple[str, ...] = ()  # SQLite, copied whole by its own means while they are written to
+    skip: tuple[str, ...] = ()  # patterns of what is made anew by itself
+    sealed: tuple[str, ...] = ()  # files that hold a key: encrypted
+    records: tuple[str, ...] = ()  # what the kit remembers of it, below the box's own data folder
+
+
 def no_steps(plan: Plan, tag: str) -> list[dict[str, Any]]:
     return []
 
@@ -59,6 +69,8 @@ class Role:
     accounts: Callable[[Plan], list[ExtraAccount]] = no_accounts
     # runner steps [{step, spec}] that make the model served as `tag` the default; a pull runs them when it is done
     model_steps: Callable[[Plan, str], list[dict[str, Any]]] = no_steps
+    # what a backup holds of its data folder; None: nothing, or (Qdrant, models) by means of their own
+    keep: Keep | None = None
     # resident memory beside models, idle, and disk taken by programs; measured, for the plan
     memory_bytes: int = 0
     disk_bytes: int = 0

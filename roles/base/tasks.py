@@ -8,7 +8,7 @@ from ownstack.engine.role_tasks import downloads, manifest_values, retire
 from ownstack.kit import kit_root
 from ownstack.plan import Plan
 from roles import ORDER, roles_of
-from roles.base import NAME, ROLE, files
+from roles.base import NAME, ROLE, files, schedule
 
 
 def bring_runner(plan: Plan) -> None:
@@ -19,6 +19,13 @@ def bring_runner(plan: Plan) -> None:
     if runner_python.startswith(plan.layout.opt):
         operations.bootstrap_python(name="Base: Python", plan=plan, artifact=part.artifact("python"))
     operations.runner(name="Base: runner", plan=plan, python=runner_python)
+
+
+def bring_age(plan: Plan) -> None:
+    """What encrypts the secrets of a backup, where the plan has it."""
+    for artifact in plan.role(NAME).artifacts:
+        if artifact.name == "age":
+            operations.release(name="Base: age", plan=plan, artifact=artifact)
 
 
 def install(plan: Plan) -> None:
@@ -90,13 +97,16 @@ def _folders(plan: Plan) -> list[Directory]:
 def configure(plan: Plan) -> None:
     if files(plan):
         operations.config_files(name="Base: configuration", wanted=files(plan))
+    schedule.configure(plan)
 
 
 def activate(plan: Plan) -> None:
-    """Nothing of the base runs by itself."""
+    """Nothing of the base runs by itself but backups, where they were asked for."""
+    schedule.activate(plan)
 
 
 def remove(plan: Plan, purge: bool, packages: list[str]) -> None:
+    schedule.remove(plan)
     if plan.manager == "supervisord":
         operations.step(
             name="Base: end supervisord", plan=plan, step_name="box.shutdown", spec=dict(units.process(plan))

@@ -11,7 +11,7 @@ from ownstack.engine.render import render
 from ownstack.engine.served import chat_model
 from ownstack.kit import kit_root, load_toml
 from ownstack.plan import ConfigFile, Plan, SecretRef, Service
-from roles import Role
+from roles import Keep, Role
 
 NAME = "n8n"
 # Parts of n8n that call its vendor, need a licence, or need services that the box does not have.
@@ -213,6 +213,12 @@ ROLE = Role(
     services=services,
     files=files,
     model_steps=model_steps,
+    keep=Keep(
+        databases=(".n8n/database.sqlite",),
+        skip=(".cache", "*.log"),
+        sealed=(".n8n/config",),
+        records=("n8n-content.json",),
+    ),
     # idle after some use, shared memory counted once: n8n 430 MiB, its task runner 90 MiB (365 MiB after the start)
     memory_bytes=520 * 2**20,
     # n8n 1.07 GB and Node 0.15 GB; for the time of the installation 1.6 GB more

@@ -7,7 +7,7 @@ from typing import Any
 from ownstack.engine.render import render
 from ownstack.engine.served import chat_model
 from ownstack.plan import ConfigFile, Plan, SecretRef, Service
-from roles import Role
+from roles import Keep, Role
 
 from . import owned
 
@@ -174,6 +174,7 @@ ROLE = Role(
     services=services,
     files=files,
     model_steps=model_steps,
+    keep=Keep(databases=("webui.db",), skip=("cache", "*.log")),
     memory_bytes=400 * 2**20,
     disk_bytes=760 * 10**6,
 )

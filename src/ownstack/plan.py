@@ -194,6 +194,18 @@ class HostIdentity(Frozen):
     target: str  # "local" or user@server, as the user named it; not part of what a box records
 
 
+class Schedule(Frozen):
+    """Backups that make themselves, as the owner asked for them with `backup --every`."""
+
+    every: Literal["day", "week"]
+    to: str
+    keep: int = 7
+    with_models: bool = False
+    recipients: tuple[str, ...] = ()  # none: the passphrase is a secret of the box
+    elsewhere: bool = False  # the folder is on another disk, which has to be there
+    settings: dict[str, Any] = Field(default_factory=dict)  # what the backup says of the settings
+
+
 class Plan(Frozen):
     """What will be done on one host, and why. Made by `choose`, carried out by `apply`."""
 
@@ -224,6 +236,7 @@ class Plan(Frozen):
     deferred_model: ModelChoice | None = None
     vectors: str = VECTORS  # the beginning of the names of the collections that hold documents' vectors
     secrets: tuple[SecretRef, ...] = ()
+    backup: Schedule | None = None
     folders: tuple[tuple[str, str, bool], ...] = ()  # name, host path, writable
     locale: str = "C.UTF-8"
     timezone: str = "UTC"

@@ -211,10 +211,15 @@ def load(
     flags: Mapping[str, Any] | None = None,
     path: str | None = None,
     environ: Mapping[str, str] | None = None,
+    below: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Read all layers. Raises ConfigError that names the key, where it stands, and the nearest right name."""
+    """Read all layers; `below` are settings of a backup, which all others overrule.
+
+    Raises ConfigError that names the key, where it stands, and the nearest right name.
+    """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    _merge(values, _nest(below or {}), origins, "backup")
     file = config_path(path)
     if file.exists():
         _merge(values, load_toml(file), origins, str(file))

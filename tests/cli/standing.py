@@ -39,6 +39,8 @@ def runner(command: str) -> list[str] | None:
     if found:
         find(found[1])  # a step that is not there would fail on every real host
         return [json.dumps({"event": "result", "changed": True, "data": ANSWERS.get(found[1], {})})]
+    if "mktemp -d" in command:  # a private folder
+        return ["/dev/shm/ownstack-private"]
     return bare(command)
 
 

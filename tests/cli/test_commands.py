@@ -53,7 +53,7 @@ ANYWHERE: dict[str, list[str]] = {
 }
 
 # they have files of their own
-OWN_TESTS = {"fit", "bench"}
+OWN_TESTS = {"fit", "bench", "backup", "restore"}
 
 
 @pytest.fixture(autouse=True)
@@ -436,7 +436,7 @@ def test_down_lists_what_goes_and_what_stays(box: Box, capsys: pytest.CaptureFix
     assert any("/etc/ownstack" in line for line in data["kept"])
     assert run(["down", "--yes", "--json", "--purge"]) == 0
     data = told(capsys)["data"]
-    assert data["kept"] == []
+    assert data["kept"] == ["backups in /var/lib/ownstack-backups, where there are any"]
     assert any("/var/lib/ownstack" in line for line in data["removed"])
 
 

@@ -52,6 +52,7 @@ def test_the_operations_of_one_role_in_their_order() -> None:
         "Base: downloads",
         "Base: python",
         "Base: uv",
+        "Base: age",
         "Qdrant: program",
         "Qdrant: folders",
         "Qdrant: configuration",

@@ -152,6 +152,14 @@ def test_sources_can_be_switched_off() -> None:
     assert "registries are switched off" in error.message
 
 
+def test_what_the_box_runs_without_is_left_out_and_said() -> None:
+    """The library that encrypts backups comes from a registry only."""
+    assert plan().role("base").artifact("age").source == "pypi"
+    without = plan(flags={**QDRANT, "sources.restricted": "no"})
+    assert "age" not in {item.name for item in without.role("base").artifacts}
+    assert [text for text in without.warnings if text.startswith("age is left out, which encrypts backups")]
+
+
 def test_the_engine_of_the_registries_has_no_gpu_and_is_refused_where_there_is_one() -> None:
     error = refused(UnsupportedError, "rtx-4090", answers=restricted())
     assert "ollama" in error.message

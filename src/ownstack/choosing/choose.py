@@ -8,9 +8,9 @@ from typing import Any
 
 from .. import __version__
 from ..data import Data
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..hardware.report import HardwareReport
-from ..plan import ChosenArtifact, EngineParts, HostIdentity, Layout, Plan, RolePlan, SecretRef
+from ..plan import ChosenArtifact, EngineParts, HostIdentity, Layout, Plan, RolePlan, Schedule, SecretRef
 from ..settings import Settings
 from ..state import BoxState, SourceReport
 from ..vectors import prefix_for
@@ -74,6 +74,7 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
             next((m for m in picked.models if m.use == "embedding"), None),
         ),
         secrets=_secrets(roles),
+        backup=Schedule.model_validate(recorded) if (recorded := _recorded(state).get("backup")) else None,
         folders=tuple((f"{f.service}:{name}", f.path, f.write) for name, f in settings.base.folders.items()),
         timezone=settings.base.timezone or getattr(report.host, "timezone", "") or "UTC",
         mirror=settings.base.sources.mirror,
@@ -87,6 +88,11 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
     host.check_ports(report, plan, state)
     host.check_disk(report, plan, state)
     return plan
+
+
+def _recorded(state: BoxState) -> dict[str, Any]:
+    """The plan that the box records, as data; empty on a bare host."""
+    return (state.manifest or {})["plan"] if state.stands else {}
 
 
 def _roles(report: HardwareReport, settings: Settings, state: BoxState, reasons: list[str]) -> tuple[str, ...]:
@@ -132,8 +138,14 @@ def _role_plans(
         for artifact in want.data.artifacts.get(name, []):
             if artifact.get("optional") and artifact["name"] not in extra:
                 continue
-            pick = choose_artifact(artifact, replace(want, settings=settings.role(name).model_dump()))
-            check_obtainable(artifact, pick, want)
+            try:
+                pick = choose_artifact(artifact, replace(want, settings=settings.role(name).model_dump()))
+                check_obtainable(artifact, pick, want)
+            except UnsupportedError as error:
+                if not artifact.get("spare"):  # the box runs without it, and says what it cannot do
+                    raise
+                warnings.append(f"{artifact['name']} is left out, which {artifact['use']}: {error.message}")
+                continue
             newer = upgrade_available(artifact, pick, want)
             if pick.below_floor:
                 warnings.append(_below_floor(pick, want.data, newer))

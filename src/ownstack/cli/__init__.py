@@ -30,6 +30,8 @@ COMMANDS = {
     "disk": "disk",
     "config": "config",
     "password": "password",
+    "backup": "backup",
+    "restore": "restore",
     "down": "down",
     "completion": "completion",
 }
@@ -88,6 +90,8 @@ HELP = {
     "disk": "Show who holds what on the disk.",
     "config": "Show or change settings, and where each came from.",
     "password": "Show where the first passwords are, or make new ones.",
+    "backup": "Make a backup while everything runs, or check one.",
+    "restore": "Put a backup back, here or on a new machine.",
     "down": "Remove services and programs; data stays unless --purge.",
     "completion": "Print the completion script for a shell.",
 }

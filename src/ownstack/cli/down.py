@@ -24,7 +24,7 @@ def what_goes(plan: Plan, purge: bool, packages: list[str]) -> tuple[list[str], 
         kept.append(f"the accounts {layout.prefix}-* that own them")
     if packages:
         kept.append(f"system packages that were added: {', '.join(packages)}")
-    return (goes + kept, []) if purge else (goes, kept)
+    return (goes + kept, [f"backups in {layout.var}-backups, where there are any"]) if purge else (goes, kept)
 
 
 @click.command()
@@ -61,5 +61,6 @@ def down(
     if as_json:
         emit_json("down", {"removed": goes, "kept": stays, "changed": result.changed})
     else:
-        say("Removed. `ownstack up` puts the programs back." if not purge else "Removed, nothing of the box is left.")
+        left = "nothing of the box is left but backups" if purge else "`ownstack up` puts the programs back"
+        say(f"Removed: {left}.")
     return 0

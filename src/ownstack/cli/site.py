@@ -72,8 +72,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def read_settings(config_file: str | None, sets: tuple[str, ...], pins: tuple[str, ...] = (), **flags: Any) -> Settings:
-    """Settings of all layers; `--set` and flags win."""
+def read_settings(
+    config_file: str | None,
+    sets: tuple[str, ...],
+    pins: tuple[str, ...] = (),
+    below: dict[str, Any] | None = None,
+    **flags: Any,
+) -> Settings:
+    """Settings of all layers; `--set` and flags win, `below` (of a backup) gives way to all."""
     from ..settings import load, parse_value
 
     chosen: dict[str, Any] = {}
@@ -90,7 +96,7 @@ def read_settings(config_file: str | None, sets: tuple[str, ...], pins: tuple[st
     for flag, value in flags.items():
         if value not in (None, False, ""):
             chosen[SETTING_FLAGS[flag]] = value
-    return load(chosen, config_file)
+    return load(chosen, config_file, below=below)
 
 
 @dataclass

@@ -53,6 +53,7 @@ def gather(site: Site) -> dict[str, Any]:
         "hardware_changes": hardware_changes(site, plan),
         "gpu_watch": gpu_watch(site, plan),
         "drifted": drifted(site, plan),
+        "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
         "absent_protections": list(plan.absent_protections),
     }
 
@@ -93,6 +94,32 @@ def drifted(site: Site, plan: Plan) -> list[str]:
     return [str(item["key"]) for item in data["drift"]]
 
 
+def backup_state(site: Site, plan: Plan) -> dict[str, Any]:
+    """The last backup; empty where none was made, or where the box is older than backups are."""
+    from ..engine.backups import state_file
+
+    try:
+        return site.session.step("backup.state", {"state": state_file(plan)})
+    except RunError:
+        return {}
+
+
+def describe_backup(data: dict[str, Any]) -> str:
+    """One line on the last backup, with its age."""
+    last, failed = data.get("last"), data.get("failed")
+    if failed:
+        tried = datetime.datetime.fromtimestamp(failed["time"])
+        return f"the backup of {tried:%Y-%m-%d %H:%M} failed: {failed['message']}" + (
+            f"; the last good one: {last['file']}" if last else ""
+        )
+    if not last:
+        return "no backup was made yet: `ownstack backup --to FOLDER`"
+    made = datetime.datetime.fromtimestamp(last["time"])
+    days = (datetime.datetime.now() - made).days
+    age = "today" if days < 1 else f"{days} days ago" if days > 1 else "1 day ago"
+    return f"last backup: {made:%Y-%m-%d %H:%M} ({age}), {last['file']}, {size(last['bytes'])}"
+
+
 def describe_gpu_watch(data: dict[str, Any]) -> list[str]:
     from roles.ollama.watch import told
 
@@ -112,9 +139,9 @@ def show(data: dict[str, Any]) -> None:
     say()
     for model in data["models"]:
         say(f"  {model['use']:<12} {model['tag']}")
-    for name, work in data["work"].items():
-        if work.get("status") != "done":
-            say(f"  {describe_work(name, work)}")
+    for line in going_on(data["work"]):
+        say(f"  {line}")
+    say(f"\n  {describe_backup(data['backup'])}")
     if data["below_floor"]:
         say(f"\n  below the security floor: {', '.join(data['below_floor'])}")
     if data["pins_old"]:
@@ -128,6 +155,14 @@ def show(data: dict[str, Any]) -> None:
         say(f"  {line}")
     for line in data["absent_protections"]:
         say(f"\n  {line}")
+
+
+def going_on(works: dict[str, Any]) -> list[str]:
+    """What is not at its end."""
+    lines = [describe_work(name, w) for name, w in works.items() if name != "restore" and w.get("status") != "done"]
+    if works.get("restore", {}).get("status") in ("swapping", "swapped"):
+        lines.append("a restore was cut off: `ownstack up` puts back what was there")
+    return lines
 
 
 def describe_work(name: str, work: dict[str, Any]) -> str:

@@ -153,13 +153,7 @@ class Session:
         self.config.SUDO = True
         if password is None:
             return
-        rc, out, err = self.shell(
-            'd=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp; umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"',
-            root=False,
-        )
-        if rc != 0:
-            raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /tmp")
-        self._askpass = out.strip().splitlines()[-1]
+        self._askpass = self._private_folder()
         # sudo asks an askpass program three times: while `once` is there, only the first is answered
         d = shlex.quote(self._askpass)
         guard = f"if [ -e {d}/once ]; then mv {d}/once {d}/never; elif [ -e {d}/never ]; then exit 1; fi"
@@ -171,6 +165,26 @@ class Session:
         folder = self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
         for key in ("sudo_askpass_path", f"sudo_askpass_path__{folder}"):
             self.host.connector_data[key] = f"{self._askpass}/ask"
+
+    def _private_folder(self) -> str:
+        """A new folder on the target that only the login user and root can enter; in memory where that can be had."""
+        rc, out, err = self.shell(
+            'd=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp; umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"',
+            root=False,
+        )
+        if rc != 0:
+            raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /tmp")
+        return out.strip().splitlines()[-1]
+
+    @contextlib.contextmanager
+    def private(self, text: str) -> Iterator[str]:
+        """The path of a file on the target with a secret in it, gone afterwards."""
+        folder = self._private_folder()
+        try:
+            self._put_plain(text.encode(), f"{folder}/word", "600")
+            yield f"{folder}/word"
+        finally:
+            self.command(StringCommand("rm", "-rf", QuoteString(folder)), root=False)
 
     def sudo_works(self) -> bool:
         """Try the password once; a wrong one does not count towards a lock-out of three."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
+import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from typing import Any
+from typing import IO, Any
 
 from .core import StepError
 
@@ -37,6 +41,50 @@ def request(
             return error.code, _decode(error.read())
     except (OSError, ValueError) as error:
         return 0, str(error)
+
+
+def download(url: str, out: IO[bytes], headers: dict[str, str] | None = None, timeout: float = 600.0) -> str:
+    """Write what `url` answers to `out`; its SHA-256. Raises StepError where the answer is not whole."""
+    asked = urllib.request.Request(url, headers=headers or {})  # noqa: S310 - the box's own services
+    sha256 = hashlib.sha256()
+    try:
+        with _opener.open(asked, timeout=timeout) as answer:
+            for piece in iter(lambda: answer.read(1 << 20), b""):
+                sha256.update(piece)
+                out.write(piece)
+    except (OSError, http.client.HTTPException) as error:
+        raise StepError(f"{url.split('?')[0]} was not fetched: {error}", hint="run again", code="fetch") from error
+    return sha256.hexdigest()
+
+
+def send_file(url: str, path: str, headers: dict[str, str], timeout: float = 3600.0) -> tuple[int, Any]:
+    """POST a file as the form field `snapshot`, streamed; status and decoded answer. Status 0: no answer at all."""
+    mark = f"ownstack{os.urandom(12).hex()}"
+    head = (
+        f'--{mark}\r\nContent-Disposition: form-data; name="snapshot"; filename="part"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+    tail = f"\r\n--{mark}--\r\n".encode()
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
+    try:
+        connection.putrequest("POST", f"{parts.path}?{parts.query}" if parts.query else parts.path)
+        length = len(head) + os.path.getsize(path) + len(tail)
+        sent = {**headers, "Content-Type": f"multipart/form-data; boundary={mark}", "Content-Length": str(length)}
+        for name, value in sent.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(head)
+        with open(path, "rb") as stream:
+            for piece in iter(lambda: stream.read(1 << 20), b""):
+                connection.send(piece)
+        connection.send(tail)
+        answer = connection.getresponse()
+        return answer.status, _decode(answer.read())
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error)
+    finally:
+        connection.close()
 
 
 def _decode(raw: bytes) -> Any:

@@ -26,7 +26,7 @@ def has_secret(secrets_dir: str, name: str) -> bool:
 def read_secret(secrets_dir: str, name: str) -> str:
     """The secret's value. Raises StepError when it was never made."""
     try:
-        with open(secret_path(secrets_dir, name), encoding="ascii") as stream:
+        with open(secret_path(secrets_dir, name), encoding="utf-8") as stream:
             return stream.read().strip()
     except OSError as error:
         raise StepError(
@@ -37,7 +37,7 @@ def read_secret(secrets_dir: str, name: str) -> str:
 def write_secret(secrets_dir: str, name: str, value: str) -> None:
     path = secret_path(secrets_dir, name)
     owner = os.stat(secrets_dir)
-    write_file(path, value.encode("ascii") + b"\n", 0o600, owner.st_uid, owner.st_gid)
+    write_file(path, value.encode() + b"\n", 0o600, owner.st_uid, owner.st_gid)
 
 
 def make(kind: str, length: int) -> str:

@@ -1,0 +1,189 @@
+"""`ownstack backup`: a copy of what the box holds, made while everything runs; or a look at one."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError, RunError
+from .backup_key import key_options, new_passphrase, on_target, read_passphrase
+from .output import emit_json, note, say, size
+from .progress import Progress
+from .site import Site, open_site, read_settings, target_options
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+def make_ready(site: Site, plan: Plan) -> None:
+    """Bring today's runner and what encrypts; nothing else of the box is touched."""
+    from ..engine.apply import execute
+    from ..kit import activate
+
+    activate()
+    from deploy import ready
+
+    if not any(item.name == "age" for item in plan.role("base").artifacts):
+        raise RunError(
+            "what encrypts a backup is not part of this box",
+            hint="`ownstack up` installs it: it comes from the Python package index",
+            code="no-age",
+        )
+    execute(site.session, ready, lambda event: None, plan=plan)
+
+
+def when(stamp: str) -> str:
+    """`20261125T143000Z` in the words of the machine that shows it."""
+    made = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.UTC)
+    return made.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def told(holds: dict[str, int]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in holds.items())
+
+
+def absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ConfigError(f"{path} is not an absolute path", hint="name a folder of the box: /mnt/disk/backups")
+    return path.rstrip("/") or "/"
+
+
+def make(site: Site, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...]) -> dict[str, Any]:
+    """Make one. The data of the step, with the name of the folder."""
+    from ..engine import backups
+
+    plan = site.recorded_plan()
+    make_ready(site, plan)
+    target = absolute(to) if to else backups.folder(plan)
+    with on_target(site.session, word) as key:
+        keys = {**key, "recipients": list(recipients), "once": bool(key)}
+        settings = backups.chosen_settings(site.settings)
+        spec = backups.make_spec(plan, settings, target, keep, with_models, keys)
+        return site.session.step("backup.make_outliving", backups.outliving(plan, spec))
+
+
+def schedule(
+    site: Site, every: str, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...]
+) -> dict[str, Any]:
+    """Let the box make backups by itself, or stop that. What was set."""
+    from ..engine import backups
+    from ..engine.apply import execute
+    from ..kit import activate
+    from ..plan import Schedule
+
+    activate()
+    import deploy
+
+    old = site.recorded_plan()
+    if old.manager == "supervisord":
+        raise RunError(
+            "process 1 is not systemd here: there is no timer that could make backups",
+            hint="let a scheduler of your own run `ownstack backup --to FOLDER --recipient age1...`",
+            code="no-timer",
+        )
+    make_ready(site, old)
+    wanted = None
+    if every != "never":
+        target = absolute(to) if to else backups.folder(old)
+        with on_target(site.session, word) as key:
+            keys = backups.key_spec(old, recipients=list(recipients), **key)
+            told_place = {**backups.common(old), **keys, "to": target, "secret": backups.PASSPHRASE}
+            elsewhere = site.session.step("backup.place", told_place)["elsewhere"]
+        wanted = Schedule(
+            every="week" if every == "week" else "day", to=target, keep=keep, with_models=with_models,
+            recipients=recipients, elsewhere=elsewhere, settings=backups.chosen_settings(site.settings),
+        )  # fmt: skip
+    plan = old.model_copy(update={"backup": wanted})
+    execute(site.session, deploy.schedule, lambda event: None, plan=plan, old=old)
+    return {"every": every, "to": wanted.to if wanted else "", "keep": keep}
+
+
+def look(site: Site, file: str, word: str, identity: Path | None) -> dict[str, Any]:
+    """Check one. Raises RunError that says what is wrong with it."""
+    from ..engine import backups
+
+    plan = site.recorded_plan()
+    make_ready(site, plan)
+    with on_target(site.session, word, identity) as key:
+        return site.session.step("backup.verify", backups.verify_spec(plan, file, dict(key)))
+
+
+@click.command()
+@target_options
+@click.option("--to", default="", help="Folder of the box for the file; another disk is best.")
+@click.option("--keep", type=click.IntRange(1, 1000), default=7, show_default=True, help="How many backups stay.")
+@click.option("--with-models", is_flag=True, help="All models with their files; otherwise only those made here.")
+@click.option("--recipient", "recipients", multiple=True, metavar="AGE1...", help="Encrypt for a key of age instead.")
+@click.option(
+    "--every",
+    type=click.Choice(["day", "week", "never"]),
+    default=None,
+    help="Let the box make them itself, or not.",
+)
+@key_options
+@click.option("--verify", "verify_file", default="", metavar="FILE", help="Check a backup instead of making one.")
+def backup(
+    host: str | None, config_file: str | None, sets: tuple[str, ...], sudo_password_file: Path | None,
+    as_json: bool, verbose: int, to: str, keep: int, with_models: bool, recipients: tuple[str, ...],
+    every: str | None, passphrase_file: Path | None, identity: Path | None, verify_file: str,
+) -> int:  # fmt: skip
+    """Make a backup while everything runs: chats, documents, vectors, workflows, keys, the list of models.
+
+    All of it is encrypted, with a passphrase or for an age recipient. The file is checked by opening it again before
+    older ones go.
+    """
+    settings = read_settings(config_file, sets, host=host)
+    if verify_file:
+        word = read_passphrase(passphrase_file) if passphrase_file is not None else ""
+        with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
+            site.session.on_event = progress
+            data = look(site, verify_file, word, identity)
+        return _say_look(data, as_json)
+    word = "" if every == "never" else new_passphrase(passphrase_file, recipients, as_json)
+    if every is not None:
+        with open_site(settings, sudo_password_file) as site:
+            data = schedule(site, every, to, keep, with_models, word, recipients)
+        return _say_schedule(data, as_json)
+    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
+        site.session.on_event = progress
+        data = make(site, to, keep, with_models, word, recipients)
+    if as_json:
+        emit_json("backup", data)
+        return 0
+    say(f"{data['file']}: {size(data['bytes'])} in {data['seconds']} s, opened again and sound")
+    say(f"  {told(data['holds'])}")
+    if data["without_models"]:
+        note(f"without the list of models: {data['without_models']}")
+    for path in data["removed"]:
+        note(f"removed: {path}")
+    say("The passphrase or identity is needed to restore it: keep it where the box is not.")
+    return 0
+
+
+def _say_schedule(data: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        emit_json("backup", data)
+    elif data["every"] == "never":
+        say("The box makes no more backups by itself. Those that are there stay.")
+    else:
+        say(f"A backup every {data['every']} at three in the night, in {data['to']}; the newest {data['keep']} stay.")
+        say("`ownstack status` says when the last one was made, and why one failed.")
+    return 0
+
+
+def _say_look(data: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        emit_json("backup", {key: value for key, value in data.items() if key != "box"})
+        return 0
+    say(f"{data['file']}: sound, {data['parts']} parts, {size(data['bytes'])}")
+    say(f"  of {data['hostname']}, {when(data['created'])}, by ownstack {data['kit_version']}")
+    say(f"  {told(data['holds'])}")
+    say(
+        "  opened with this key: databases, vectors and files are sound"
+        if data["opened"]
+        else "  every part is as it was written; to look inside give `--passphrase-file` or `--identity`"
+    )
+    return 0

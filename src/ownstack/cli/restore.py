@@ -1,0 +1,327 @@
+"""`ownstack restore`: a backup in the place of what the box holds; all of it, or the box as it was."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from .backup import make_ready, told, when
+from .backup_key import key_options, on_target, read_passphrase
+from .output import confirm, emit_json, note, say
+from .progress import Progress
+from .site import Site, open_site, read_settings, target_options
+
+if TYPE_CHECKING:
+    from ..engine.apply import Listen
+    from ..plan import Plan
+    from ..settings import Settings
+    from ..verify.runner import CheckResult, VerifyReport
+
+PENDING = ("swapping", "swapped")
+
+
+@dataclass
+class Restoring:
+    """One restore on a standing box. `old`: the plan of the box; `plan`: the same for the data of the backup."""
+
+    site: Site
+    old: Plan
+    about: dict[str, Any]
+    keys: dict[str, Any]
+    listen: Listen
+
+    @property
+    def plan(self) -> Plan:
+        """The box's plan with the collections' names of the backup, or new ones for another embedding model."""
+        from ..vectors import prefix_for
+
+        return self.old.model_copy(update={"vectors": prefix_for(self.about["box"], self.old.model("embedding"))})
+
+    def step(self, name: str, **more: Any) -> dict[str, Any]:
+        from ..engine import backups
+
+        self.site.session.on_event = self.listen
+        return self.site.session.step(name, {**backups.restore_spec(self.old, self.about["file"], self.keys), **more})
+
+    def carry_out(self) -> dict[str, Any]:
+        """Lay ready, exchange, start, verify; where anything of it fails, the box as it was."""
+        self.step("restore.stage")
+        try:
+            self.step("restore.swap")
+            models = self._bring()
+            report = self._verified()
+        except UnreachableError:
+            raise  # nobody is there to be told; the next `up` puts back what was there
+        except OwnstackError as error:
+            raise self.take_back(error.message) from error
+        except KeyboardInterrupt as error:
+            raise self.take_back("it was interrupted") from error
+        self.step("restore.finish")
+        return {"models": models, "verify": report}
+
+    def _bring(self) -> list[dict[str, Any]]:
+        """Vectors into an empty Qdrant, models into the engine, then everything as planned."""
+        from ..engine import backups
+        from ..engine.apply import execute
+        from ..kit import activate
+
+        activate()
+        from deploy import apply
+
+        plan = self.plan
+        fill(self.site, plan)
+        if plan.has("qdrant"):
+            start(self.site, plan, "qdrant")
+            self.step("restore.vectors", url=backups.qdrant_url(plan))
+        models: list[dict[str, Any]] = []
+        if backups.store(plan):
+            models = self.step("restore.models", url=plan.engine_url, folder=backups.store(plan))["models"]
+        execute(self.site.session, apply, self.listen, plan=plan)
+        if plan.has("open_webui") and plan.vectors != self.about["box"]["vectors"]:
+            from roles.open_webui import reindex_spec
+
+            self.site.session.step("open_webui.reindex", reindex_spec(plan, self.about["box"]["vectors"]))
+        return models
+
+    def _verified(self) -> VerifyReport:
+        from ..verify.runner import verify
+        from .reprovision import wrong
+
+        report = verify(self.plan, self.site.session, said)
+        why = wrong(report)
+        if why:
+            raise RunError(why)
+        return report
+
+    def take_back(self, why: str) -> RunError:
+        """Put back what was there; the error that says why."""
+        self.step("restore.revert")
+        again(self.site, self.old, self.listen)
+        return RunError(
+            f"the backup was not restored: {why}",
+            hint="the box is as it was before, with its own data",
+            code="restore-reverted",
+        )
+
+
+def said(result: CheckResult) -> None:
+    """A check of a restore says nothing by itself."""
+
+
+def fill(site: Site, plan: Plan) -> None:
+    """Configuration with the secrets that are there now."""
+    from ..engine.role_tasks import secret_spec
+    from ..kit import activate
+
+    activate()
+    from roles import roles_of
+
+    files = [file for role in roles_of(plan) for file in role.files(plan) if file.secret]
+    site.session.step("secrets.fill", secret_spec(plan, files))
+
+
+def start(site: Site, plan: Plan, name: str) -> None:
+    from ..engine.operations import service_list
+    from ..kit import activate
+
+    activate()
+    from roles import role as find
+
+    role = find(name)
+    spec = service_list(plan, role.services(plan), role.files(plan))
+    site.session.step("box.control", {**spec, "action": "start"})
+
+
+def again(site: Site, plan: Plan, listen: Listen) -> None:
+    """The box as its plan says, with the secrets that are there."""
+    from ..engine.apply import execute
+    from ..kit import activate
+
+    activate()
+    from deploy import apply
+
+    fill(site, plan)
+    execute(site.session, apply, listen, plan=plan)
+
+
+def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
+    """Where a restore was cut off: put back what was there before it. Whether there was one."""
+    from ..engine import backups
+    from ..engine.preflight import read_state
+
+    if site.state.work.get("restore", {}).get("status") not in PENDING:
+        return False
+    plan = site.recorded_plan()
+    make_ready(site, plan)
+    site.session.on_event = listen
+    site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
+    site.state = read_state(site.session, plan.layout)
+    again(site, site.recorded_plan(), listen)
+    note("a restore was cut off: the box is as it was before it")
+    return True
+
+
+def readable(path: str) -> dict[str, Any]:
+    """The settings in a backup that can be read from here, for a machine on which nothing stands yet."""
+    from ..runner.backup import find
+    from ..runner.backup_file import opened
+    from ..runner.core import StepError
+
+    try:
+        file = find({"path": path}, lambda event: None)["data"]["file"]
+        with opened(file) as held:
+            return dict(held.manifest.get("settings", {}))
+    except (OSError, StepError):
+        return {}
+
+
+def settings_for(path: str, config_file: str | None, sets: tuple[str, ...], **flags: Any) -> Settings:
+    """Settings for a box that is made for a backup: those in the backup, and over them those given here."""
+    return read_settings(config_file, sets, below=readable(path), **flags)
+
+
+def stands(site: Site) -> bool:
+    """Whether programs are there, not only data that an earlier box left."""
+    return site.state.stands and bool(site.state.services) and site.state.installed
+
+
+def made(site: Site, listen: Listen) -> Plan:
+    """A box on a bare machine, fitted to its hardware."""
+    from ..engine.apply import execute
+    from ..engine.preflight import read_state
+    from ..kit import activate
+
+    plan = site.plan()
+    activate()
+    from deploy import apply
+
+    execute(site.session, apply, listen, plan=plan)
+    site.state = read_state(site.session, plan.layout)
+    return site.recorded_plan()
+
+
+def located(site: Site, plan: Plan, path: str) -> str:
+    """The backup on the target: there already, or uploaded from here. Raises ConfigError where it is in neither."""
+    found: str = site.session.step("backup.find", {"path": path})["file"]
+    here = Path(path)
+    if not found and here.exists() and not site.session.target.local:
+        from ..runner.backup import find
+
+        local = find({"path": path}, lambda event: None)["data"]["file"]
+        if local:
+            found = f"{plan.layout.var}/work/restore-{Path(local).name}"
+            site.session.put(Path(local), found, "0600")
+    if not found:
+        raise ConfigError(
+            f"there is no backup at {path}, neither on {site.session.target} nor here",
+            hint="name the file, or the folder that it lies in",
+            code="no-backup",
+        )
+    return found
+
+
+def compatible(about: dict[str, Any], plan: Plan) -> None:
+    """Raises RunError where the box could not read the data."""
+    from ..engine import backups
+
+    found = backups.newer(about["versions"], plan)
+    if found:
+        raise RunError(
+            f"the backup is newer than this box: {'; '.join(found)}",
+            hint="restore it with the version of ownstack that made it, or a newer one; nothing was changed",
+            code="backup-newer",
+        )
+    missing = [name for name in about["services"] if not plan.has(name)]
+    if missing:
+        raise RunError(
+            f"the backup holds {', '.join(missing)}, which this box has not",
+            hint="add them to `roles` and run `ownstack up`; nothing was changed",
+            code="role-missing",
+        )
+
+
+@click.command()
+@target_options
+@click.option("-y", "--yes", is_flag=True, help="Go on without being asked.")
+@click.option("--mirror", default=None, help="URL or folder that replaces the network, for a new machine.")
+@click.option("--cpu-only", is_flag=True, help="On a new machine: go on without the GPU, knowingly.")
+@key_options
+@click.argument("file", metavar="FILE|FOLDER")
+def restore(
+    host: str | None, config_file: str | None, sets: tuple[str, ...], sudo_password_file: Path | None,
+    as_json: bool, verbose: int, yes: bool, mirror: str | None, cpu_only: bool,
+    passphrase_file: Path | None, identity: Path | None, file: str,
+) -> int:  # fmt: skip
+    """Put a backup (or the newest one in a folder) in the place of what the box holds.
+
+    On a new machine the box is made first, fitted to its hardware. What is replaced is kept aside until the box has
+    passed `verify` with the restored data, and put back where it does not.
+    """
+    began = time.monotonic()
+    word = _key(passphrase_file, identity, as_json)
+    path = file if file.startswith("/") else str(Path(file).resolve())
+    settings = read_settings(config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
+        take_back(site, progress)
+        new = not stands(site)
+        if new:
+            site.settings = settings_for(path, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+            confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
+            plan = made(site, progress)
+        else:
+            plan = site.recorded_plan()
+        make_ready(site, plan)
+        found = located(site, plan, path)
+        with on_target(site.session, word, identity) as keys:
+            data = _restored(site, plan, found, dict(keys), progress, yes or new, as_json)
+    data["seconds"] = round(time.monotonic() - began, 1)
+    if as_json:
+        emit_json("restore", data)
+        return 0
+    say(f"Restored the backup of {data['hostname']}, {when(data['created'])}: {told(data['holds'])}")
+    for row in data["models"]:
+        if row["state"] != "there":
+            note(f"the model {row['name']}: {row['state']}")
+    say(f"{len(data['checks'])} checks, none of a service failed; {data['seconds']} s")
+    return 0
+
+
+def _key(passphrase_file: Path | None, identity: Path | None, as_json: bool) -> str:
+    if identity is not None:
+        return ""
+    if passphrase_file is not None:
+        return read_passphrase(passphrase_file)
+    if as_json or not sys.stdin.isatty():
+        raise ConfigError(
+            "a backup is encrypted",
+            hint="name the passphrase (`--passphrase-file FILE`) or the age identity (`--identity FILE`)",
+            code="no-passphrase",
+        )
+    return str(click.prompt("Passphrase of the backup", hide_input=True, err=True))
+
+
+def _restored(
+    site: Site, plan: Plan, file: str, keys: dict[str, Any], listen: Listen, yes: bool, as_json: bool
+) -> dict[str, Any]:
+    """Check the backup whole, ask, and carry it out."""
+    from ..engine import backups
+
+    site.session.on_event = listen
+    about = site.session.step("backup.verify", backups.verify_spec(plan, file, keys))
+    compatible(about, plan)
+    if not as_json:
+        note(f"{file}: of {about['hostname']}, {when(about['created'])}: {told(about['holds'])}")
+    confirm(f"Put this in the place of what {plan.host.hostname} holds now?", yes, as_json)
+    done = Restoring(site, plan, about, keys, listen).carry_out()
+    if file.startswith(f"{plan.layout.var}/work/"):
+        site.session.step("artifacts.remove", {"paths": [file]})
+    checks = [result.as_dict() for result in done["verify"].results]
+    kept = {key: value for key, value in about.items() if key != "box"}
+    return {**kept, "models": done["models"], "checks": checks}

@@ -1,0 +1,401 @@
+"""Backups of a box: made while everything runs, checked, kept in a number. `backup_file` says what one looks like."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import backup_parts as parts
+from .backup_file import BOX, PART, Reader, Writer, damaged, opened
+from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
+from .gpu import arm, disarm
+from .journal import outlive
+from .sealed import can_open, passphrase, ready, seal, unseal
+from .secrets import NAME, read_secret, write_secret
+
+N8N_KEY = "n8n_encryption_key"
+
+
+def label(hostname: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", hostname).strip("-") or "box"
+
+
+def ours(folder: str, hostname: str) -> list[str]:
+    """The whole backups of this box in a folder, oldest first."""
+    form = re.compile(rf"ownstack-{re.escape(label(hostname))}-\d{{8}}T\d{{6}}Z\.tar")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in sorted(names) if form.fullmatch(name)]
+
+
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[None]:
+    """One backup or restore at a time. A process that died holds nothing."""
+    with open(path, "a", encoding="ascii") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StepError(
+                "a backup or a restore of this box is going on", hint="wait until it is done", code="busy"
+            ) from None
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------- making
+
+
+def make(spec: Spec, emit: Emit) -> Result:
+    """Make one backup, check it by opening it again, and remove what is over the number that is kept.
+
+    spec: to (folder), keep, hostname, kit_version, versions, services: [{name, folder, databases, skip, sealed}],
+    var, records (names below var), manifest (the box's), qdrant ({url} or None), models (see `add_models`, or None),
+    settings, secrets_dir, age, recipients or passphrase_file, once (remove passphrase_file when it is read),
+    state (where the last one is noted), lock, work.
+    """
+    ready(spec)
+    if spec.get("passphrase_file"):  # read now: who is connected may go, and the file with them
+        spec = {**spec, "word": passphrase(spec)}
+        if spec.get("once"):
+            os.unlink(spec["passphrase_file"])
+    began = time.time()
+    os.umask(0o077)
+    with alone(spec["lock"]):
+        folder = _folder(spec)
+        _space(spec, folder)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
+        path = os.path.join(folder, f"ownstack-{label(spec['hostname'])}-{stamp}.tar")
+        if os.path.exists(path):
+            raise StepError(f"{path} is there already", hint="run again in a second", code="backup-exists")
+        secrets = _secrets(spec)
+        with tempfile.TemporaryDirectory(dir=spec["work"], prefix="backup-") as work:
+            out = Writer(path, {**spec, "work": work})
+            try:
+                about, inside = _fill(out, spec, work, emit)
+                about["created"] = stamp
+                data = out.inside({**inside, **secrets})
+                size = out.finish(about, _sealed(spec, data))
+            except BaseException as error:
+                out.drop()
+                if isinstance(error, OSError) and error.errno == 28:
+                    raise _full(folder) from error
+                raise
+        progress(emit, "opening the backup again")
+        try:
+            with opened(path) as held:
+                held.check()
+                held.unlock(spec, data)
+                contents(held, spec["work"], emit)
+        except StepError:
+            os.unlink(path)
+            raise
+        dropped = _keep(folder, spec)
+        last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
+        write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
+    seconds = round(time.time() - began, 1)
+    return {
+        "changed": True,
+        "data": {
+            **last,
+            "models": about["models"],
+            "removed": dropped,
+            "without_models": about["without_models"],
+            "seconds": seconds,
+        },
+    }
+
+
+def _sealed(spec: Spec, data: bytes) -> bytes:
+    """Encrypted, and by a passphrase opened again: a backup that its own key does not open is none."""
+    sealed = seal(spec, data)
+    if not spec.get("recipients") and unseal({**spec, "identity_file": ""}, sealed) != data:
+        raise StepError("the passphrase does not open what it encrypted", hint="run again", code="seal")
+    return sealed
+
+
+def _folder(spec: Spec) -> str:
+    """The folder for backups: made for its owner alone; what an earlier run left half-done is removed."""
+    for name in os.listdir(spec["work"]):
+        if name.startswith(("backup-", "verify-")):
+            shutil.rmtree(os.path.join(spec["work"], name), ignore_errors=True)
+    folder = str(spec["to"])
+    if spec.get("elsewhere") and (not os.path.isdir(folder) or os.stat(folder).st_dev == os.stat(spec["var"]).st_dev):
+        raise StepError(
+            f"the disk of {folder} is not there", hint="connect it; the next backup goes on", code="disk-away"
+        )
+    if not os.path.isdir(folder):
+        os.makedirs(folder, 0o700)
+    for name in os.listdir(folder):
+        if name.startswith("ownstack-") and name.endswith(PART):
+            os.unlink(os.path.join(folder, name))
+    return folder
+
+
+def _full(folder: str) -> StepError:
+    return StepError(
+        f"{folder} has too little space for a backup",
+        hint="free space, keep fewer (`--keep`), or take another disk (`--to`); earlier backups are as they were",
+        code="disk-full",
+    )
+
+
+def _space(spec: Spec, folder: str) -> None:
+    """Raises StepError before anything is written where it cannot fit."""
+    need = sum(parts.size_of(one["folder"], one["skip"]) for one in spec["services"])
+    if shutil.disk_usage(folder).free < need + (16 << 20):
+        raise _full(folder)
+
+
+def _secrets(spec: Spec) -> dict[str, dict[str, str]]:
+    """Keys and passwords by name, and files with keys in them (base64)."""
+    folder = spec["secrets_dir"]
+    names = [name for name in sorted(os.listdir(folder)) if NAME.fullmatch(name) and name not in spec["unsaved"]]
+    files = {}
+    for one in spec["services"]:
+        for name in one["sealed"]:
+            path = os.path.join(one["folder"], name)
+            if os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "rb") as stream:
+                    files[f"{one['name']}/{name}"] = base64.b64encode(stream.read()).decode()
+    return {"secrets": {name: read_secret(folder, name) for name in names}, "sealed": files}
+
+
+def _fill(out: Writer, spec: Spec, work: str, emit: Emit) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Everything into the file; what the manifest says of it, and what only the key opens.
+
+    Databases come first: what they name is then there when folders and vectors are read.
+    """
+    tables: dict[str, dict[str, int]] = {}
+    for one in spec["services"]:
+        for name in one["databases"]:
+            source, copy = os.path.join(one["folder"], name), os.path.join(work, "copy")
+            if not os.path.exists(source):
+                continue
+            progress(emit, f"copying the database of {one['name']}")
+            parts.copy_database(source, copy)
+            member = f"data/{one['name']}/{name}"
+            tables[member] = parts.rows(copy)
+            with open(copy, "rb") as stream:
+                out.add(member, stream, os.path.getsize(copy))
+            os.unlink(copy)
+    for one in spec["services"]:
+        progress(emit, f"copying what {one['name']} keeps")
+        databases = [f"{name}{end}" for name in one["databases"] for end in ("", *parts.SIDE)]
+        parts.add_tree(out, f"data/{one['name']}", one["folder"], [*one["skip"], *databases, *one["sealed"]])
+    progress(emit, "vectors")
+    asked = {**(spec["qdrant"] or {}), "secrets_dir": spec["secrets_dir"]}
+    vectors = parts.add_vectors(out, asked, work) if spec["qdrant"] else None
+    progress(emit, "models")
+    models, silent = _models(out, spec)
+    for name in spec["records"]:
+        path = os.path.join(spec["var"], name)
+        if os.path.isfile(path):
+            with open(path, "rb") as stream:
+                out.put(f"records/{name}", stream.read())
+    with open(spec["manifest"], "rb") as stream:
+        out.put(BOX, stream.read())
+    inside = {"tables": tables, "vectors": vectors, "models": models, "var": spec["var"]}
+    about = {
+        "kit_version": spec["kit_version"], "hostname": spec["hostname"], "versions": spec["versions"],
+        "services": [one["name"] for one in spec["services"]], "settings": spec["settings"], "holds": holds(inside),
+        "without_models": silent,
+        "models": [{key: row[key] for key in ("name", "digest", "size", "made_here")} for row in models],
+    }  # fmt: skip
+    return about, inside
+
+
+def _models(out: Writer, spec: Spec) -> tuple[list[dict[str, Any]], str]:
+    """The models, and why they are not in it: an engine that is down must not keep chats from being backed up."""
+    if not spec["models"]:
+        return [], ""
+    try:
+        return parts.add_models(out, spec["models"]), ""
+    except StepError as error:
+        if error.code != "engine-down":
+            raise
+        return [], error.message
+
+
+def _keep(folder: str, spec: Spec) -> list[str]:
+    """Remove the oldest whole backups of this box beyond the number that is kept; never the newest."""
+    over = ours(folder, spec["hostname"])[: -max(1, int(spec["keep"]))]
+    for path in over:
+        os.unlink(path)
+    return over
+
+
+def make_outliving(spec: Spec, emit: Emit) -> Result:
+    """`make` in a unit of its own, so that it goes on when the connection ends. spec: also run_dir, manager, unit,
+    runner."""
+    return outlive("backup.make", spec, spec["manager"], spec["unit"], spec["runner"], emit)
+
+
+def scheduled(spec: Spec, emit: Emit) -> Result:
+    """`make` by a timer: why it failed is noted, so that `status` says it."""
+    try:
+        done = make(spec, emit)
+    except (StepError, OSError) as error:
+        failed = {"time": time.time(), "message": str(error)}
+        write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
+        raise
+    return done
+
+
+def place(spec: Spec, emit: Emit) -> Result:
+    """Make ready for backups by a timer. spec: to, var, secrets_dir, age, and recipients or passphrase_file.
+
+    The passphrase becomes a secret of the box. data: elsewhere (whether the folder is on another disk).
+    """
+    ready(spec)
+    if not os.path.isdir(spec["to"]):
+        os.makedirs(spec["to"], 0o700)
+    if not spec.get("recipients"):
+        write_secret(spec["secrets_dir"], spec["secret"], passphrase(spec))
+    elsewhere = os.stat(spec["to"]).st_dev != os.stat(spec["var"]).st_dev
+    return {"changed": True, "data": {"elsewhere": elsewhere}}
+
+
+# ----------------------------------------------------------------------------------------------------- checking
+
+
+def verify(spec: Spec, emit: Emit) -> Result:
+    """Open a backup and check everything in it. Changes nothing.
+
+    spec: file, work, age, and passphrase_file or identity_file where the secrets are to be opened too.
+    """
+    return {"changed": False, "data": look(spec, emit)}
+
+
+def look(spec: Spec, emit: Emit) -> dict[str, Any]:
+    """What a backup is and holds, after every part of it was checked. Raises StepError for the first wrong one.
+
+    Without a key the hashes of all parts are compared; with one their contents are looked at too.
+    """
+    with opened(spec["file"]) as held:
+        progress(emit, "reading every part")
+        held.check()
+        box: dict[str, Any] = {}
+        if can_open(spec):
+            unlock(held, spec)
+            contents(held, spec["work"], emit)
+            plan = json.loads(held.read(BOX))["plan"]
+            box = {"vectors": plan.get("vectors", ""), "models": plan["models"]}
+        about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
+        parts_held = len(held.files)
+    size = os.path.getsize(spec["file"])
+    return {**about, "file": spec["file"], "bytes": size, "parts": parts_held, "opened": can_open(spec), "box": box}
+
+
+def unlock(held: Reader, spec: Spec) -> None:
+    """Open what only the key opens. Raises StepError where the key does not fit, or n8n's own key is not there."""
+    held.unlock(spec, unseal(spec, held.sealed()))
+    if "n8n" in held.manifest["services"] and N8N_KEY not in held.inside["secrets"]:
+        raise damaged(held.path, f"the secret {N8N_KEY} is missing in it")
+
+
+def contents(held: Reader, folder: str, emit: Emit) -> None:
+    """Look into every part of a backup that was unlocked."""
+    vectors = (held.inside["vectors"] or {}).get("collections", [])
+    with tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
+        for member in sorted(held.inside["tables"]):
+            progress(emit, f"checking {member}")
+            _database(held, member, held.inside["tables"][member], os.path.join(work, "database"))
+        for row in vectors:
+            progress(emit, f"checking the vectors of {row['collection']}")
+            _snapshot(held, row["member"], os.path.join(work, "snapshot"))
+    done = {*held.inside["tables"], *[row["member"] for row in vectors]}
+    for name, about in held.index.items():
+        if about["part"] and name not in done:
+            held.copy(name, None)
+            if name.startswith("models/blobs/") and about["sha256"] != name[-64:]:
+                raise damaged(held.path, f"{name} is not the file that its name says")
+
+
+def _database(held: Reader, member: str, tables: dict[str, int], path: str) -> None:
+    with open(path, "wb") as out:
+        held.copy(member, out)
+    wrong = parts.examine(path)
+    if wrong:
+        raise damaged(held.path, f"{member}: {wrong}")
+    if parts.rows(path) != tables:
+        raise damaged(held.path, f"{member} holds other rows than the manifest says")
+    os.unlink(path)
+
+
+def _snapshot(held: Reader, member: str, path: str) -> None:
+    """A snapshot of Qdrant is a tar of its segments: every byte of it can be read."""
+    with open(path, "wb") as out:
+        held.copy(member, out)
+    try:
+        with tarfile.open(path) as tar:
+            names = [one.name for one in tar if not one.isfile() or _read(tar, one)]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise damaged(held.path, f"{member}: {error}") from error
+    if not names:
+        raise damaged(held.path, f"{member} is empty")
+    os.unlink(path)
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    stream = tar.extractfile(member)
+    while stream is not None and stream.read(1 << 20):
+        pass
+    return True
+
+
+COUNTED = (
+    ("open_webui", "user", "accounts"), ("open_webui", "chat", "chats"), ("open_webui", "file", "files"),
+    ("open_webui", "knowledge", "knowledge collections"), ("n8n", "workflow_entity", "workflows"),
+    ("n8n", "credentials_entity", "credentials"),
+)  # fmt: skip
+
+
+def holds(about: dict[str, Any]) -> dict[str, int]:
+    """What people would count in a backup."""
+    found = {}
+    for service, table, what in COUNTED:
+        for member, tables in about["tables"].items():
+            if member.startswith(f"data/{service}/") and table in tables:
+                found[what] = tables[table]
+    if about["vectors"]:
+        found["vectors"] = sum(row["points"][0] for row in about["vectors"]["collections"])
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------- state
+
+
+def state(spec: Spec, emit: Emit) -> Result:
+    """The last backup. spec: state."""
+    return {"changed": False, "data": read_json(spec["state"], {})}
+
+
+def find(spec: Spec, emit: Emit) -> Result:
+    """The backup that a path means: itself, or the newest in a folder; empty where there is none. spec: path."""
+    path = spec["path"]
+    if os.path.isdir(path):
+        form = re.compile(r"ownstack-.+-(\d{8}T\d{6}Z)\.tar")
+        dated = [(found[1], name) for name in os.listdir(path) if (found := form.fullmatch(name))]
+        path = os.path.join(path, max(dated)[1]) if dated else ""
+    return {"changed": False, "data": {"file": path if path and os.path.isfile(path) else ""}}
+
+
+STEPS = {
+    "arm": arm,
+    "disarm": disarm,
+    "find": find,
+    "make": make,
+    "make_outliving": make_outliving,
+    "place": place,
+    "scheduled": scheduled,
+    "state": state,
+    "verify": verify,
+}

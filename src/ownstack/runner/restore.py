@@ -1,0 +1,309 @@
+"""Putting a backup in the place of what a box holds: laid ready, exchanged by renames, and taken back if need be.
+
+`<run_dir>/restore.json` says how far it is; each word is on the disk before work goes on. `staged`: laid ready beside,
+nothing changed. `swapping`, `swapped`: the replaced data lies aside and `revert` puts it back, also after a power cut.
+`done`, `reverted`: at an end.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import os
+import shutil
+import sqlite3
+import urllib.parse
+from typing import Any
+
+from . import backup_parts as parts
+from .backup import alone, unlock
+from .backup_file import Reader, opened
+from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
+from .http import send_file
+from .managers import call, manager
+from .secrets import NAME, read_secret, write_secret
+
+PENDING = ("swapping", "swapped")
+HINT = "`ownstack up` puts back what was there"
+
+
+def _note(spec: Spec, status: str, **more: Any) -> None:
+    path = spec["state"]
+    write_json(path, {**read_json(path, {}), "status": status, **more})
+
+
+def _status(spec: Spec) -> str:
+    return str(read_json(spec["state"], {}).get("status", ""))
+
+
+def _room(spec: Spec) -> str:
+    """The folder in which the new data is made ready and the old data waits."""
+    return os.path.join(spec["var"], "restore")
+
+
+def _items(spec: Spec) -> list[dict[str, str]]:
+    """What is exchanged: where it belongs, where the new one is made, where the old one waits."""
+    room = _room(spec)
+    found = [
+        {"place": one["folder"], "new": f"{room}/new/{one['name']}", "aside": f"{room}/old/{one['name']}"}
+        for one in spec["services"]
+    ]
+    for name in spec["records"]:
+        found.append(
+            {"place": os.path.join(spec["var"], name), "new": f"{room}/new/{name}", "aside": f"{room}/old/{name}"}
+        )
+    folder = spec["secrets_dir"]
+    return [*found, {"place": folder, "new": f"{folder}.restore-new", "aside": f"{folder}.restore-old"}]
+
+
+def stage(spec: Spec, emit: Emit) -> Result:
+    """Lay everything ready beside what is there. Changes nothing that a service sees.
+
+    spec: file, var, services: [{name, folder}] (with qdrant's, which begins empty), records, secrets_dir, state, lock,
+    age, passphrase_file or identity_file.
+    """
+    os.umask(0o077)
+    with alone(spec["lock"]), opened(spec["file"]) as held:
+        if _status(spec) in PENDING:
+            raise StepError("an earlier restore was cut off", hint=HINT, code="restore-pending")
+        room = _room(spec)
+        _clear(spec)
+        free, size = shutil.disk_usage(spec["var"]).free, os.path.getsize(spec["file"])
+        if free < size + (64 << 20):
+            raise StepError(
+                f"{spec['var']} has {free >> 20} MiB free, the backup takes {size >> 20} MiB",
+                hint="free space and run again; nothing was changed",
+                code="disk-full",
+            )
+        for folder in ("new", "old", "vectors", "models"):
+            os.makedirs(os.path.join(room, folder), 0o700)
+        unlock(held, spec)
+        for one in spec["services"]:
+            progress(emit, f"laying ready what {one['name']} keeps")
+            _lay(held, spec, one, held.inside["sealed"])
+        for name in spec["records"]:
+            if f"records/{name}" in held.index:
+                _extract(held, f"records/{name}", f"{room}/new/{name}")
+        _lay_secrets(spec, held.inside["secrets"])
+        for member in [row["member"] for row in (held.inside["vectors"] or {}).get("collections", [])]:
+            _extract(held, member, os.path.join(room, member))
+        for member in held.below("models"):
+            _extract(held, member, os.path.join(room, member))
+        os.sync()
+        about = {"vectors": held.inside["vectors"], "models": held.inside["models"]}
+        write_json(spec["state"], {"status": "staged", "file": spec["file"], "items": _items(spec), **about})
+    return {"changed": True}
+
+
+def _extract(held: Reader, member: str, path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as out:
+        held.copy(member, out)
+
+
+def _lay(held: Reader, spec: Spec, one: Spec, sealed: dict[str, str]) -> None:
+    """One service's folder anew, with the owner that the present one has."""
+    prefix, top = f"data/{one['name']}", f"{_room(spec)}/new/{one['name']}"
+    os.makedirs(top, 0o700)
+    for member in held.below(prefix):
+        about = held.index[member]
+        path = os.path.join(top, member[len(prefix) + 1 :])
+        if not about["part"]:
+            os.makedirs(path, exist_ok=True)
+        else:
+            _extract(held, member, path)
+            os.chmod(path, about["mode"] & 0o777)
+            os.utime(path, (about["mtime"], about["mtime"]))
+    for name, text in sealed.items():
+        if name.startswith(f"{one['name']}/"):
+            path = os.path.join(top, name[len(one["name"]) + 1 :])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as out:
+                out.write(base64.b64decode(text))
+    _move_paths(held, spec, one, top)
+    for member in held.below(prefix):
+        if not held.index[member]["part"]:
+            os.chmod(os.path.join(top, member[len(prefix) + 1 :]), held.index[member]["mode"] & 0o777)
+    owner = os.stat(one["folder"])
+    os.chmod(top, owner.st_mode & 0o777)
+    _give(top, owner)
+
+
+def _give(top: str, owner: os.stat_result) -> None:
+    if os.geteuid() != 0:
+        return
+    for place, folders, files in os.walk(top):
+        for name in [*folders, *files]:
+            os.lchown(os.path.join(place, name), owner.st_uid, owner.st_gid)
+    os.lchown(top, owner.st_uid, owner.st_gid)
+
+
+def _move_paths(held: Reader, spec: Spec, one: Spec, top: str) -> None:
+    """Open WebUI writes down where its uploads lie; on a box with other folders that is elsewhere."""
+    was, now = f"{held.inside['var']}/{one['name']}/", f"{one['folder']}/"
+    database = os.path.join(top, "webui.db")
+    if one["name"] != "open_webui" or was == now or not os.path.exists(database):
+        return
+    with contextlib.closing(sqlite3.connect(database)) as opened_database, opened_database as work:
+        work.execute(
+            "UPDATE file SET path = ? || substr(path, ?) WHERE substr(path, 1, ?) = ?",
+            (now, len(was) + 1, len(was), was),
+        )
+
+
+def _lay_secrets(spec: Spec, secrets: dict[str, str]) -> None:
+    """The present secrets, and over them those of the backup."""
+    folder = spec["secrets_dir"]
+    new = f"{folder}.restore-new"
+    os.mkdir(new, 0o700)
+    owner = os.stat(folder)
+    os.chown(new, owner.st_uid, owner.st_gid)
+    now = {name: read_secret(folder, name) for name in os.listdir(folder) if NAME.fullmatch(name)}
+    for name, value in {**now, **secrets}.items():
+        write_secret(new, name, value)
+
+
+def swap(spec: Spec, emit: Emit) -> Result:
+    """Stop the services and put the new data in its place, the old one aside.
+
+    spec: as for `stage`, and manager, supervisor, units, manifest (the box's own, of which a copy is kept).
+    """
+    with alone(spec["lock"]):
+        if _status(spec) != "staged":
+            raise StepError("nothing is laid ready", hint="run `ownstack restore` again", code="restore-pending")
+        items = read_json(spec["state"])["items"]
+        shutil.copy2(spec["manifest"], os.path.join(_room(spec), "old.manifest.json"))
+        for item in items:
+            item["had"] = os.path.lexists(item["place"])
+        _note(spec, "swapping", items=items)
+        progress(emit, "stopping the services")
+        manager(spec).stop(spec["units"])
+        for item in items:
+            if item["had"]:
+                _rename(item["place"], item["aside"])
+            if os.path.lexists(item["new"]):
+                _rename(item["new"], item["place"])
+        _note(spec, "swapped")
+    return {"changed": True}
+
+
+def _rename(source: str, target: str) -> None:
+    """Move within a file system. Where a folder cannot be moved (in an overlay), by a copy that is whole first."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        part = f"{target}.copying"
+        _remove(part)
+        call(["cp", "-a", "--", source, part])
+        os.sync()
+        os.rename(part, target)  # from here on the old place counts for nothing
+        sync_folder(os.path.dirname(target))
+        _remove(source)
+    for folder in {os.path.dirname(source), os.path.dirname(target)}:
+        sync_folder(folder)
+
+
+def revert(spec: Spec, emit: Emit) -> Result:
+    """Put back what was there before `swap`; may be run again at any time. spec: as for `swap`."""
+    with alone(spec["lock"]):
+        if _status(spec) not in PENDING:
+            _clear(spec)
+            return {"changed": False, "data": {"reverted": False}}
+        manager(spec).stop(spec["units"])
+        for item in read_json(spec["state"])["items"]:
+            if os.path.lexists(item["aside"]):
+                _remove(item["place"])
+                _rename(item["aside"], item["place"])
+            elif not item["had"]:
+                _remove(item["place"])
+        old = os.path.join(_room(spec), "old.manifest.json")
+        if os.path.exists(old):
+            os.replace(old, spec["manifest"])
+            sync_folder(spec["var"])
+        _note(spec, "reverted")
+        _clear(spec)
+    return {"changed": True, "data": {"reverted": True}}
+
+
+def finish(spec: Spec, emit: Emit) -> Result:
+    """The box is as it should be: what was replaced goes. spec: as for `swap`."""
+    with alone(spec["lock"]):
+        _note(spec, "done", items=[], vectors=None, models=[])
+        _clear(spec)
+    return {"changed": True}
+
+
+def _clear(spec: Spec) -> None:
+    """What lies aside or ready; only when nothing is pending."""
+    folder = spec["secrets_dir"]
+    for path in (_room(spec), f"{folder}.restore-new", f"{folder}.restore-old"):
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def vectors(spec: Spec, emit: Emit) -> Result:
+    """Give Qdrant, which runs empty, the collections of the backup, and count their points.
+
+    spec: url, secrets_dir, var, state.
+    """
+    about = read_json(spec["state"]).get("vectors") or {"collections": [], "aliases": []}
+    url, headers = spec["url"], {"api-key": read_secret(spec["secrets_dir"], "qdrant_api_key")}
+    counts = {}
+    for row in about["collections"]:
+        name, path = row["collection"], os.path.join(_room(spec), row["member"])
+        progress(emit, f"vectors of {name}")
+        rule = f"priority=snapshot&wait=true&checksum={parts.sha256_file(path)}"
+        at = f"{url}/collections/{urllib.parse.quote(name, safe='')}/snapshots/upload?{rule}"
+        status, answer = send_file(at, path, headers)
+        if status != 200:
+            raise StepError(f"Qdrant refused the vectors of {name} ({status}): {str(answer)[:300]}", hint=HINT)
+        counts[name] = parts.points(url, name, headers)
+        least, most = row["points"]
+        if not least <= counts[name] <= most:
+            raise StepError(f"{name} has {counts[name]} vectors, the backup was made at {least} to {most}", hint=HINT)
+    actions = [{"create_alias": row} for row in about["aliases"]]
+    if actions:
+        parts.qdrant("POST", url, "/collections/aliases", headers, {"actions": actions})
+    return {"changed": bool(counts), "data": {"collections": counts}}
+
+
+def models(spec: Spec, emit: Emit) -> Result:
+    """Give the engine's store the models that the backup holds with their files. spec: folder (the store), var, state,
+    url. data: models: [{name, state: added, there, not in the backup}]."""
+    from . import ollama_api as api
+    from .ollama_pull import adopt
+
+    there = api.listed(spec["url"])
+    rows = []
+    for row in read_json(spec["state"]).get("models", ()):
+        name = api.parse(row["name"])
+        if name.short in there:
+            rows.append({"name": row["name"], "state": "there"})
+        elif not row.get("files"):
+            rows.append({"name": row["name"], "state": "not in the backup"})
+        else:
+            progress(emit, f"the model {row['name']}")
+            staging = os.path.join(_room(spec), "models")
+            with open(os.path.join(staging, "manifests", name.path), "rb") as stream:
+                adopt(staging, stream.read(), spec["folder"], name)
+            rows.append({"name": row["name"], "state": "added"})
+    return {"changed": any(row["state"] == "added" for row in rows), "data": {"models": rows}}
+
+
+STEPS = {
+    "finish": finish,
+    "models": models,
+    "revert": revert,
+    "stage": stage,
+    "swap": swap,
+    "vectors": vectors,
+}

@@ -1,0 +1,329 @@
+"""`backup` and `restore` as commands: what they refuse, in which order they work, what they do when a part fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.cli import run
+from ownstack.engine import carry
+from ownstack.verify.check import Check, Outcome
+from tests.cli import standing
+from tests.cli.standing import Box
+from tests.unit import machines
+
+WORD = "four words in a row"
+ABOUT: dict[str, Any] = {
+    "file": "/mnt/b.tar", "created": "20261101T020304Z", "hostname": "old", "kit_version": "0.1.0", "versions": {},
+    "bytes": 9, "parts": 4, "holds": {"accounts": 2, "chats": 3}, "opened": True, "models": [],
+    "services": ["open_webui", "n8n"], "box": {"vectors": "open-webui", "models": []},
+}  # fmt: skip
+MADE = {"file": "/mnt/b.tar", "bytes": 2**20, "holds": {"chats": 3}, "removed": [], "seconds": 1.0, "models": [],
+        "without_models": ""}  # fmt: skip
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
+    found = standing.stand(monkeypatch)
+    file = tmp_path / "artefact"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    monkeypatch.setitem(standing.ANSWERS, "backup.make_outliving", MADE)
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", ABOUT)
+    monkeypatch.setitem(standing.ANSWERS, "backup.find", {"file": "/mnt/b.tar"})
+    monkeypatch.setitem(standing.ANSWERS, "restore.models", {"models": []})
+    verdict(monkeypatch, Outcome.ok("fine"))
+    return found
+
+
+@pytest.fixture
+def word(tmp_path: Path) -> str:
+    path = tmp_path / "word"
+    path.write_text(WORD + "\n")
+    return str(path)
+
+
+def verdict(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    one = Check("open-webui-account", "The kit signs in", lambda context: outcome, "look", "open_webui")
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def steps(box: Box) -> list[str]:
+    found = []
+    for command in box.seen.commands:
+        match = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
+        if match and '"dry": true' not in command:
+            found.append(match[1])
+    return found
+
+
+def spec(box: Box, step: str) -> dict[str, Any]:
+    named = [c for c in box.seen.commands if f"{step} --json" in c.replace("'", "")]
+    (command,) = [c for c in named if '"dry": true' not in c]
+    text = command[command.index("{") : command.rindex("}") + 1].replace("'\"'\"'", "'")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_without_a_key_it_is_refused_before_the_box_is_asked(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backup", "--json"]) == 2
+    error = told(capsys)["error"]
+    assert error["code"] == "no-passphrase"
+    assert "--recipient" in error["hint"]
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes"]) == 2
+    assert told(capsys)["error"]["code"] == "no-passphrase"
+    assert box.seen.commands == []
+
+
+@pytest.mark.parametrize("text", ["", "\n", "short one\n"])
+def test_a_passphrase_that_is_none_is_refused(
+    text: str, box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "given"
+    file.write_text(text)
+    assert run(["backup", "--json", "--passphrase-file", str(file)]) == 2
+    assert "passphrase" in told(capsys)["error"]["message"]
+
+
+def test_the_passphrase_goes_into_a_private_file_and_nowhere_else(
+    box: Box, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["backup", "--json", "--passphrase-file", word, "--to", "/mnt", "--keep", "3"]) == 0
+    assert told(capsys)["data"]["file"] == "/mnt/b.tar"
+    assert WORD not in "\n".join(box.seen.commands)
+    assert [path.endswith("/word") for path, data in box.seen.files if WORD.encode() in data] == [True]
+    made = spec(box, "backup.make_outliving")
+    assert (made["to"], made["keep"], made["once"]) == ("/mnt", 3, True)
+    assert made["passphrase_file"].endswith("/word")
+    assert made["services"][0]["databases"] == ["webui.db"]
+    assert any(command.count("rm -rf") for command in box.seen.commands[-2:])
+
+
+def test_a_recipient_needs_no_passphrase(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backup", "--recipient", "age1abc"]) == 0
+    out = capsys.readouterr().out
+    assert "opened again and sound" in out
+    made = spec(box, "backup.make_outliving")
+    assert made["recipients"] == ["age1abc"]
+    assert "passphrase_file" not in made
+    assert made["to"] == "/var/lib/ownstack-backups"
+    assert run(["backup", "--json", "--recipient", "age1abc", "--passphrase-file", word]) == 2
+
+
+def test_a_folder_has_to_be_named_whole(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backup", "--json", "--recipient", "age1abc", "--to", "here"]) == 2
+    assert "absolute" in told(capsys)["error"]["message"]
+
+
+def test_a_box_without_age_says_how_to_get_it(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = dict(box.state.manifest or {})
+    for part in manifest["plan"]["roles"]:
+        part["artifacts"] = [item for item in part["artifacts"] if item["name"] != "age"]
+    box.state = box.state.model_copy(update={"manifest": manifest})
+    assert run(["backup", "--json", "--recipient", "age1abc"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "no-age"
+    assert "ownstack up" in error["hint"]
+
+
+def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backup", "--verify", "/mnt/b.tar"]) == 0
+    out = capsys.readouterr().out
+    assert "sound, 4 parts" in out
+    assert "2 accounts, 3 chats" in out
+    assert "passphrase_file" not in spec(box, "backup.verify")
+    assert run(["backup", "--verify", "/mnt/b.tar", "--json", "--passphrase-file", word]) == 0
+    assert told(capsys)["data"]["opened"]
+    assert "passphrase_file" in spec(box, "backup.verify")
+    assert "backup.make_outliving" not in steps(box)
+
+
+def test_the_box_makes_them_itself_and_stops(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
+    assert run(["backup", "--every", "week", "--to", "/mnt/usb", "--passphrase-file", word, "--json"]) == 0
+    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7}
+    files = {path.rpartition("/")[2].removesuffix(".ownstack-new"): data for path, data in box.seen.files}
+    set_up = json.loads(files["backup.json"])
+    assert set_up["elsewhere"]
+    assert set_up["passphrase_file"] == "/etc/ownstack/secrets/backup_passphrase"
+    assert b"OnCalendar=Mon" in files["ownstack-backup.timer"]
+    assert b"Persistent=true" in files["ownstack-backup.timer"]
+    assert b"/mnt/usb" in files["ownstack-backup.service"]
+    assert WORD not in "\n".join(box.seen.commands)
+    assert steps(box).index("backup.arm") < steps(box).index("box.write_manifest")
+    recorded = spec(box, "box.write_manifest")["values"]["plan"]
+    assert recorded["backup"]["every"] == "week"
+    box.state = box.state.model_copy(update={"manifest": {**(box.state.manifest or {}), "plan": recorded}})
+
+    assert run(["up", "--yes", "--json"]) == 0, "what `up` plans keeps it"
+    assert "backup.arm" in steps(box)
+    assert run(["status", "--json"]) == 0
+    capsys.readouterr()
+    assert run(["backup", "--every", "never", "--json"]) == 0
+    assert told(capsys)["data"]["every"] == "never"
+    assert "backup.disarm" in steps(box)
+    assert "/etc/ownstack/backup.json" in spec(box, "backup.disarm")["files"]
+    assert spec(box, "box.write_manifest")["values"]["plan"]["backup"] is None
+    assert "/etc/ownstack/secrets/backup_passphrase" in spec(box, "artifacts.remove")["paths"]
+
+
+def test_without_systemd_there_is_no_timer_and_it_is_said(
+    box: Box, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.report = machines.report("container-cgroup-v2")
+    box.state = machines.box(machines.plan(box.report))
+    assert run(["backup", "--every", "day", "--passphrase-file", word, "--json"]) == 1
+    assert told(capsys)["error"]["code"] == "no-timer"
+    assert steps(box) == []
+
+
+@pytest.mark.parametrize(("status", "shown"), [("swapped", True), ("reverted", False), ("done", False)])
+def test_status_tells_of_a_restore_that_was_cut_off(
+    status: str, shown: bool, box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.state = box.state.model_copy(update={"work": {"restore": {"status": status}}})
+    assert run(["status"]) == 0
+    assert ("restore" in capsys.readouterr().out) == shown
+
+
+def test_status_says_when_the_last_one_was_made(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["status"]) == 0
+    assert "no backup was made yet" in capsys.readouterr().out
+    last = {"file": "/mnt/b.tar", "time": time.time() - 3 * 86400, "bytes": 2**20}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": None})
+    assert run(["status"]) == 0
+    assert "(3 days ago), /mnt/b.tar, 1 MiB" in capsys.readouterr().out
+    failed = {"time": time.time(), "message": "the disk is not there"}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
+    assert run(["status"]) == 0
+    assert "failed: the disk is not there; the last good one: /mnt/b.tar" in capsys.readouterr().out
+
+
+def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
+    data = told(capsys)["data"]
+    assert data["holds"] == ABOUT["holds"]
+    assert [check["status"] for check in data["checks"]] == ["ok"]
+    done = steps(box)
+    order = ["backup.find", "backup.verify", "restore.stage", "restore.swap", "secrets.fill", "box.control",
+             "restore.vectors", "restore.models", "box.activate"]  # fmt: skip
+    places = [done.index(name) for name in order]
+    assert places == sorted(places)
+    assert done.index("restore.finish") > max(i for i, name in enumerate(done) if name == "box.activate")
+    assert "restore.revert" not in done
+    stopped = spec(box, "restore.swap")["units"]
+    assert "ownstack-n8n" in stopped
+    assert "ownstack-ollama" not in stopped
+    assert WORD not in "\n".join(box.seen.commands)
+
+
+def test_a_restore_that_does_not_verify_is_taken_back(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no sign-in"))
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "restore-reverted"
+    assert "no sign-in" in error["message"]
+    done = steps(box)
+    assert "restore.finish" not in done
+    back = done.index("restore.revert")
+    assert "secrets.fill" in done[back:]
+    assert "box.activate" in done[back:]
+
+
+@pytest.mark.parametrize(
+    ("about", "code"),
+    [
+        ({"versions": {"n8n": "99.0"}}, "backup-newer"),
+        ({"versions": {"qdrant": "99.0"}}, "backup-newer"),
+        ({"services": ["open_webui", "spare_role"]}, "role-missing"),
+    ],
+)
+def test_what_the_box_cannot_read_is_refused_beforehand(
+    about: dict[str, Any], code: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, **about})
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    assert told(capsys)["error"]["code"] == code
+    assert not [name for name in steps(box) if name.startswith("restore.")]
+
+
+def test_a_backup_that_is_nowhere_is_told(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "backup.find", {"file": ""})
+    assert run(["restore", "/mnt/none", "--json", "--yes", "--passphrase-file", word]) == 2
+    assert told(capsys)["error"]["code"] == "no-backup"
+
+
+def test_another_embedding_model_indexes_documents_anew(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = machines.plan(box.report)
+    embedding = plan.model("embedding")
+    assert embedding is not None
+    mine = embedding.model_dump(mode="json")
+    same = {"vectors": "open-webui-before", "models": [mine]}
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": same})
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
+    assert "open_webui.reindex" not in steps(box)
+    assert any("open-webui-before" in data.decode("utf-8", "replace") for _, data in box.seen.files) or any(
+        "open-webui-before" in command for command in box.seen.commands
+    )
+    other = {"vectors": "open-webui", "models": [{**mine, "tag": "other:1"}]}
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": other})
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
+    assert spec(box, "open_webui.reindex")["qdrant"]["old"] == "open-webui"
+    capsys.readouterr()
+
+
+def test_the_next_up_takes_back_what_was_cut_off(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ownstack.engine import preflight
+
+    cut = box.state.model_copy(update={"work": {"restore": {"status": "swapped"}}})
+    box.state = cut
+    monkeypatch.setattr(preflight, "read_state", lambda session, layout: cut.model_copy(update={"work": {}}))
+    assert run(["up", "--yes", "--json"]) == 0
+    done = steps(box)
+    assert done.index("restore.revert") < done.index("box.write_manifest")
+    assert "as it was before it" in capsys.readouterr().err
+
+
+def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:
+    from ownstack.cli.restore import settings_for
+    from ownstack.runner import backup
+    from tests.fixtures.small_box import SmallBox
+
+    small = SmallBox(tmp_path, "first")
+    settings = {
+        "use": "code",
+        "network.n8n": "internet",
+        "folders.notes.path": "/srv/n",
+        "folders.notes.service": "n8n",
+    }
+    data = backup.make(small.make_spec(settings=settings), lambda event: None)["data"]
+    for path in (data["file"], str(Path(data["file"]).parent)):
+        found = settings_for(path, None, ("use=rag",))
+        assert found.base.network.n8n == "internet"
+        assert found.base.folders["notes"].path == "/srv/n"
+        assert found.base.use == "rag", "what is given here wins"
+        assert found.origins["network.n8n"] == "backup"
+    assert settings_for("/nowhere", None, ()).base.network.n8n == "closed"

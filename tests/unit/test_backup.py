@@ -1,0 +1,348 @@
+"""Backups: whole or not there, sound while others write, their secrets encrypted, every damage found."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.runner import backup, backup_parts
+from ownstack.runner.backup_file import MANIFEST, Reader
+from ownstack.runner.core import Event, StepError
+from tests.fixtures.small_box import CANARY, WORD, SmallBox, identity, rewritten, writer
+
+
+def silent(event: Event) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> SmallBox:
+    return SmallBox(tmp_path, "first")
+
+
+def made(box: SmallBox, **more: Any) -> dict[str, Any]:
+    return dict(backup.make(box.make_spec(**more), silent)["data"])
+
+
+def by_word(box: SmallBox) -> dict[str, Any]:
+    """With a passphrase, which takes a second or more each time: that is what it is for."""
+    return {"recipients": [], "passphrase_file": str(box.passphrase)}
+
+
+def agree(path: Path) -> str:
+    """What is wrong with a copy of the writer's database; empty where nothing."""
+    wrong = backup_parts.examine(str(path))
+    if wrong:
+        return wrong
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as copy:
+            ask = "SELECT number, count(*) FROM {} GROUP BY number ORDER BY number"
+            left, right = (list(copy.execute(ask.format(name))) for name in ("left_table", "right_table"))
+    except sqlite3.Error as error:
+        return str(error)
+    return "" if left == right else "the two tables differ"
+
+
+def trials(tmp_path: Path, mode: str, number: int) -> list[str]:
+    """What is wrong with each of `number` copies that are made while another process writes."""
+    live = tmp_path / "live.db"
+    with writer(live, mode):
+        found = []
+        for _ in range(number):
+            copy = tmp_path / "copy.db"
+            copy.unlink(missing_ok=True)
+            backup_parts.copy_database(str(live), str(copy))
+            found.append(agree(copy))
+    assert backup_parts.rows(str(copy))["left_table"] > 20
+    return found
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_copies_made_beside_a_writer_are_sound(mode: str, tmp_path: Path) -> None:
+    assert set(trials(tmp_path, mode, 8)) == {""}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_hundred_copies_made_beside_a_writer_are_sound(mode: str, tmp_path: Path) -> None:
+    assert set(trials(tmp_path, mode, 100)) == {""}
+
+
+def test_plain_copies_of_live_files_are_not_and_it_is_seen(tmp_path: Path) -> None:
+    """The control: the same look finds what copying the files does to a database that is written to."""
+    live, copy = tmp_path / "live.db", tmp_path / "copy.db"
+    with writer(live):
+        for _ in range(300):
+            shutil.copyfile(live, copy)
+            wrong = agree(copy)
+            if wrong:
+                break
+    assert wrong, "300 plain copies and not one of them bad: the look sees nothing"
+
+
+def test_a_backup_holds_everything_and_is_opened_again(box: SmallBox) -> None:
+    data = made(box)
+    path = Path(data["file"])
+    assert path.name.startswith("ownstack-small-box-")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert data["holds"] == {
+        "accounts": 2, "chats": 3, "files": 1, "knowledge collections": 1, "workflows": 1, "credentials": 2,
+    }  # fmt: skip
+    reader = box.reader(str(path))
+    assert "data/open_webui/uploads/first-note.txt" in reader.index
+    assert reader.index["data/n8n/files"]["part"] == ""
+    assert not [name for name in reader.index if "cache" in name or name.endswith(("-wal", "-shm"))]
+    assert json.loads((box.var / "backups.json").read_text())["last"]["file"] == str(path)
+    assert list((box.var / "work").iterdir()) == []
+    found = backup.verify(box.verify_spec(str(path), identity_file=str(box.identity)), silent)["data"]
+    assert found["opened"]
+    assert found["holds"] == data["holds"]
+
+
+def test_rows_that_lie_in_the_wal_only_are_in_the_backup(box: SmallBox) -> None:
+    with contextlib.closing(sqlite3.connect(box.var / "open_webui/webui.db")) as live:
+        live.execute("INSERT INTO chat (path) VALUES ('later')")
+        live.commit()
+        assert (box.var / "open_webui/webui.db-wal").stat().st_size > 0
+        assert made(box)["holds"]["chats"] == 4
+
+
+def test_nothing_of_it_is_in_the_clear(box: SmallBox) -> None:
+    """Not the secrets, and not what services themselves keep in their databases in the clear."""
+    (box.var / "open_webui/uploads/plain.txt").write_text(f"{CANARY}-upload")
+    with contextlib.closing(sqlite3.connect(box.var / "open_webui/webui.db")) as live:
+        live.execute("INSERT INTO chat (path) VALUES (?)", (f"{CANARY}-chat",))
+        live.commit()
+    path = Path(made(box)["file"])
+    whole = path.read_bytes()
+    assert CANARY.encode() not in whole
+    assert b"plain.txt" not in whole
+    assert CANARY in (box.secrets / "n8n_encryption_key").read_text()
+    held = box.reader(str(path))
+    assert CANARY in held.inside["secrets"]["n8n_encryption_key"]
+    assert list(held.inside["sealed"]) == ["n8n/.n8n/config"]
+    assert held.read("data/open_webui/uploads/plain.txt").decode() == f"{CANARY}-upload"
+
+
+def test_without_a_key_nothing_is_written(box: SmallBox) -> None:
+    with pytest.raises(StepError) as caught:
+        made(box, recipients=[])
+    assert caught.value.code == "no-passphrase"
+    box.passphrase.write_text("\n")
+    with pytest.raises(StepError):
+        made(box, **by_word(box))
+    with pytest.raises(StepError) as caught:
+        made(box, recipients=["age1nonsense"])
+    assert caught.value.code == "recipient"
+    assert not list((box.folder / "backups").glob("*"))
+
+
+def test_for_a_recipient_it_opens_with_the_identity_alone(box: SmallBox, tmp_path: Path) -> None:
+    path = made(box)["file"]
+    other = tmp_path / "other"
+    other.write_text(f"# a comment\n{identity()[0]}\n")
+    for file, right in ((box.identity, True), (other, False)):
+        spec = box.verify_spec(path, identity_file=str(file))
+        if right:
+            assert backup.verify(spec, silent)["data"]["opened"]
+        else:
+            with pytest.raises(StepError) as caught:
+                backup.verify(spec, silent)
+            assert caught.value.code == "wrong-passphrase"
+
+
+def test_a_wrong_passphrase_is_told_and_none_is_no_error(box: SmallBox, tmp_path: Path) -> None:
+    path = made(box, **by_word(box))["file"]
+    assert not backup.verify(box.verify_spec(path), silent)["data"]["opened"]
+    right = box.verify_spec(path, passphrase_file=str(box.passphrase))
+    assert backup.verify(right, silent)["data"]["opened"]
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another passphrase\n")
+    with pytest.raises(StepError) as caught:
+        backup.verify(box.verify_spec(path, passphrase_file=str(wrong)), silent)
+    assert caught.value.code == "wrong-passphrase"
+    assert WORD not in caught.value.message
+
+
+def test_every_changed_byte_of_a_part_is_found(box: SmallBox) -> None:
+    path = Path(made(box)["file"])
+    whole = path.read_bytes()
+    members = [one for one in Reader(str(path)).members.values() if one.isfile() and one.size]
+    for number, member in enumerate(members):
+        place = member.offset_data + number * 7919 % member.size
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(StepError) as caught:
+            backup.verify(box.verify_spec(str(path)), silent)
+        assert caught.value.code in ("backup-damaged", "backup-schema"), member.name
+    assert len(members) >= 7
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_cut_file_is_found(share: float, box: SmallBox) -> None:
+    path = Path(made(box)["file"])
+    whole = path.read_bytes()
+    last = Reader(str(path)).members[MANIFEST]  # behind it there is only the tar's own padding
+    path.write_bytes(whole[: int((last.offset_data + last.size) * share)])
+    with pytest.raises(StepError) as caught:
+        backup.verify(box.verify_spec(str(path)), silent)
+    assert caught.value.code == "backup-damaged"
+
+
+def test_a_database_that_is_damaged_inside_is_found_though_its_hash_is_right(box: SmallBox, tmp_path: Path) -> None:
+    """Written by a program that hashes what it copies: the hash says nothing of what is in it."""
+    path = Path(made(box)["file"])
+    new = tmp_path / "new.tar"
+    held, name = box.reader(str(path)), "data/open_webui/webui.db"
+    data = held.read(name)
+    rewritten(held, str(new), box.make_spec(), {name: data[:4096] + b"\xff" * 4096 + data[8192:]})
+    with pytest.raises(StepError) as caught:
+        backup.verify(box.verify_spec(str(new), identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
+    assert "webui.db" in caught.value.message
+
+
+def test_parts_that_are_missing_or_not_named_are_found(box: SmallBox, tmp_path: Path) -> None:
+    path = Path(made(box)["file"])
+    for change in ("missing", "more", "link"):
+        new = tmp_path / f"{change}.tar"
+        with tarfile.open(path) as source, tarfile.open(new, "w") as target:
+            for member in source:
+                if change == "missing" and member.name == "parts/000002":
+                    continue
+                if member.name == MANIFEST and change in ("more", "link"):
+                    extra = tarfile.TarInfo("parts/999999")
+                    if change == "link":
+                        extra.type, extra.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                    target.addfile(extra)
+                target.addfile(member, source.extractfile(member) if member.isfile() else None)
+        with pytest.raises(StepError) as caught:
+            backup.verify(box.verify_spec(str(new)), silent)
+        assert caught.value.code == "backup-damaged", change
+
+
+def test_the_newest_are_kept_and_files_of_others_stay(box: SmallBox) -> None:
+    folder = box.folder / "backups"
+    folder.mkdir()
+    old = [f"ownstack-small-box-2026010{day}T000000Z.tar" for day in (1, 2, 3)]
+    others = ["ownstack-other-20260101T000000Z.tar", "ownstack-small-box-20260101T000000Z.tar.bak", "mine.tar"]
+    for name in [*old, *others]:
+        (folder / name).write_text("x")
+    (folder / "ownstack-small-box-20260104T000000Z.tar.part").write_text("left by a run that was killed")
+    data = made(box, keep=2)
+    assert sorted(Path(path).name for path in data["removed"]) == old[:2]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, old[2], Path(data["file"]).name])
+
+
+def test_a_run_that_fails_leaves_nothing_and_removes_nothing(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = box.folder / "backups"
+    folder.mkdir()
+    (folder / "ownstack-small-box-20260101T000000Z.tar").write_text("x")
+
+    def broken(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup_parts, "add_tree", broken)
+    with pytest.raises(StepError) as caught:
+        made(box, keep=1)
+    assert caught.value.code == "disk-full"
+    assert [path.name for path in folder.iterdir()] == ["ownstack-small-box-20260101T000000Z.tar"]
+    assert not (box.var / "backups.json").exists()
+
+
+def test_a_live_database_that_is_damaged_makes_no_backup(box: SmallBox) -> None:
+    path = box.var / "open_webui/webui.db"
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * 4096 + data[8192:])
+    with pytest.raises(StepError) as caught:
+        made(box)
+    assert caught.value.code == "database"
+    assert not list((box.folder / "backups").glob("*.tar*"))
+
+
+def test_links_in_a_service_folder_are_not_followed(box: SmallBox, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "shadow").write_text("of somebody else")
+    (box.var / "open_webui/uploads/link").symlink_to(outside / "shadow")
+    (box.var / "open_webui/linked").symlink_to(outside)
+    os.mkfifo(box.var / "open_webui/uploads/pipe")
+    path = made(box)["file"]
+    held = box.reader(path)
+    assert not {"link", "linked", "pipe", "shadow"} & {Path(name).name for name in held.index}
+    assert {"webui.db", "first-note.txt"} <= {Path(name).name for name in held.index}
+
+
+def test_two_at_once_are_refused(box: SmallBox) -> None:
+    with open(box.var / "run/lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StepError) as caught:
+            made(box)
+    assert caught.value.code == "busy"
+
+
+def test_an_engine_that_is_down_keeps_nothing_else_from_being_saved(box: SmallBox) -> None:
+    models = {"url": "http://127.0.0.1:1", "folder": "", "record": "/none", "planned": [], "with_models": False}
+    data = made(box, models=models)
+    assert "Ollama does not answer" in data["without_models"]
+    assert data["holds"]["chats"] == 3
+
+
+def test_who_disconnects_takes_no_passphrase_away(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read before the long work begins."""
+    fill = backup._fill
+
+    def without(*given: Any) -> Any:
+        assert not box.passphrase.exists()
+        return fill(*given)
+
+    monkeypatch.setattr(backup, "_fill", without)
+    assert Path(made(box, **by_word(box), once=True)["file"]).exists()
+
+
+def test_a_timer_says_why_it_failed_and_forgets_it_when_it_worked(box: SmallBox) -> None:
+    with pytest.raises(StepError) as caught:  # the disk was another one when the timer was set, and is away now
+        backup.scheduled(box.make_spec(elsewhere=True), silent)
+    assert caught.value.code == "disk-away"
+    noted = backup.state({"state": str(box.var / "backups.json")}, silent)["data"]
+    assert "disk" in noted["failed"]["message"]
+    assert not (box.folder / "backups").exists(), "nothing is written where the disk belongs"
+    backup.scheduled(box.make_spec(), silent)
+    noted = backup.state({"state": str(box.var / "backups.json")}, silent)["data"]
+    assert noted["failed"] is None
+    assert noted["last"]["holds"]["chats"] == 3
+
+
+def test_the_passphrase_of_a_timer_is_a_secret_and_in_no_backup(box: SmallBox) -> None:
+    place = box.make_spec(**by_word(box), secret="backup_passphrase")
+    assert backup.place(place, silent)["data"] == {"elsewhere": False}
+    kept = box.secrets / "backup_passphrase"
+    assert kept.read_text().strip() == WORD
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    path = made(box, unsaved=["backup_passphrase"])["file"]
+    assert "backup_passphrase" not in box.reader(path).inside["secrets"]
+    with pytest.raises(StepError) as caught:
+        backup.place({**place, "recipients": ["age1wrong"]}, silent)
+    assert caught.value.code == "recipient"
+
+
+def test_the_newest_of_a_folder_is_found(tmp_path: Path) -> None:
+    for name in ("ownstack-b-20260101T000000Z.tar", "ownstack-a-20260102T000000Z.tar", "z.tar"):
+        (tmp_path / name).write_text("x")
+
+    def find(path: Path) -> Any:
+        return backup.find({"path": str(path)}, silent)["data"]["file"]
+
+    assert find(tmp_path) == str(tmp_path / "ownstack-a-20260102T000000Z.tar")
+    assert find(tmp_path / "z.tar") == str(tmp_path / "z.tar")
+    assert find(tmp_path / "none") == ""

@@ -1,0 +1,232 @@
+"""Restoring: what was there, or what the backup holds, and nothing in between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.runner import backup, restore
+from ownstack.runner.backup_file import Reader
+from ownstack.runner.core import Event, StepError
+from tests.fixtures.small_box import SmallBox, identity
+
+
+def silent(event: Event) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> SmallBox:
+    return SmallBox(tmp_path / "first", "first")
+
+
+@pytest.fixture
+def second(tmp_path: Path, first: SmallBox) -> SmallBox:
+    found = SmallBox(tmp_path / "second", "second")
+    (found.secrets / "only_here").write_text("stays\n")
+    found.identity.write_text(first.identity.read_text())
+    return found
+
+
+@pytest.fixture
+def file(first: SmallBox) -> str:
+    return str(backup.make(first.make_spec(), silent)["data"]["file"])
+
+
+def told(box: SmallBox) -> str:
+    return str(json.loads((box.var / "run/restore.json").read_text())["status"])
+
+
+def without_place(box: SmallBox) -> dict[str, str]:
+    """The content with the box's own folder taken out, so that two boxes can be compared."""
+    return {name: text.replace(str(box.folder), "BOX") for name, text in box.content().items()}
+
+
+def test_another_box_holds_what_the_first_held(first: SmallBox, second: SmallBox, file: str) -> None:
+    spec = second.restore_spec(file)
+    before = second.content()
+    restore.stage(spec, silent)
+    assert second.content() == before, "laying ready changes nothing"
+    restore.swap(spec, silent)
+    restore.finish(spec, silent)
+    now, wanted = without_place(second), without_place(first)
+    kept = {"etc/secrets/only_here", "var/manifest.json"}
+    made_anew = {"var/open_webui/cache/big"}
+    assert {n: t for n, t in now.items() if n not in kept} == {
+        n: t for n, t in wanted.items() if n not in (*made_anew, "var/manifest.json")
+    }
+    assert "etc/secrets/only_here" in now
+    assert stat.S_IMODE(second.secrets.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in second.secrets.iterdir()} == {0o600}
+    assert told(second) == "done"
+    assert not (second.var / "restore").exists()
+    assert [path.name for path in second.secrets.parent.iterdir()] == ["secrets"]
+
+
+def test_uploads_are_where_the_restored_database_says(second: SmallBox, file: str) -> None:
+    spec = second.restore_spec(file)
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    with contextlib.closing(sqlite3.connect(second.var / "open_webui/webui.db")) as opened:
+        (path,) = opened.execute("SELECT path FROM file").fetchone()
+    assert Path(path).read_text() == "note first"
+    assert path.startswith(str(second.var))
+
+
+def test_no_side_file_of_the_replaced_database_stays(second: SmallBox, file: str) -> None:
+    """A restored database beside the -wal of another one is a broken database."""
+    web = second.var / "open_webui"
+    with contextlib.closing(sqlite3.connect(web / "webui.db")) as live:
+        live.execute("INSERT INTO chat (path) VALUES ('later')")
+        live.commit()
+        assert (web / "webui.db-wal").exists()
+        spec = second.restore_spec(file)
+        restore.stage(spec, silent)
+        restore.swap(spec, silent)
+    assert not list(web.glob("webui.db-*"))
+    with contextlib.closing(sqlite3.connect(web / "webui.db")) as opened:
+        assert opened.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert opened.execute("SELECT count(*) FROM chat").fetchone() == (3,)
+
+
+def test_it_is_taken_back_whole(second: SmallBox, file: str) -> None:
+    before = second.content()
+    spec = second.restore_spec(file)
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    second.manifest.write_text("{}")  # as `up` with the new data would write it
+    assert second.content() != before
+    assert restore.revert(spec, silent)["data"]["reverted"]
+    assert second.content() == before
+    assert told(second) == "reverted"
+    assert not restore.revert(spec, silent)["data"]["reverted"]
+    assert second.content() == before
+
+
+@pytest.mark.parametrize("missing", ["", "n8n-content.json"])
+def test_cut_off_at_every_rename_it_is_taken_back_whole(
+    missing: str, second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing:
+        (second.var / missing).unlink()
+    before = second.content()
+    spec = second.restore_spec(file)
+    rename = restore._rename
+    done: list[int] = []
+
+    def counted(limit: int) -> Any:
+        done.clear()
+
+        def one(source: str, target: str) -> None:
+            if len(done) == limit:
+                raise KeyboardInterrupt
+            done.append(1)
+            rename(source, target)
+
+        return one
+
+    points = 0
+    for limit in range(20):
+        restore.stage(spec, silent)
+        monkeypatch.setattr(restore, "_rename", counted(limit))
+        try:
+            restore.swap(spec, silent)
+        except KeyboardInterrupt:
+            points += 1
+        else:
+            break
+        finally:
+            monkeypatch.setattr(restore, "_rename", rename)
+        assert told(second) == "swapping"
+        with pytest.raises(StepError) as caught:
+            restore.stage(spec, silent)
+        assert caught.value.code == "restore-pending"
+        # and the taking back is cut off too, before it goes through
+        monkeypatch.setattr(restore, "_rename", counted(limit // 4))
+        with contextlib.suppress(KeyboardInterrupt):
+            restore.revert(spec, silent)
+        monkeypatch.setattr(restore, "_rename", rename)
+        restore.revert(spec, silent)
+        assert second.content() == before, f"cut off after {limit} renames"
+    assert points == (7 if missing else 8)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_folders_that_cannot_be_renamed_are_copied_whole(
+    cut: bool, second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overlay refuses to rename a folder of a layer below."""
+    rename, before = os.rename, second.content()
+
+    def refusing(source: str, target: str) -> None:
+        if "/restore/" not in source and os.path.isdir(source) and "secrets." not in source:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    def killed(path: str) -> None:
+        if path == str(second.var / "n8n"):
+            shutil.rmtree(second.var / "n8n/files")
+            raise KeyboardInterrupt
+        remove(path)
+
+    remove = restore._remove
+    spec = second.restore_spec(file)
+    restore.stage(spec, silent)
+    monkeypatch.setattr(os, "rename", refusing)
+    if cut:  # in the middle of taking the copied folder away
+        monkeypatch.setattr(restore, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            restore.swap(spec, silent)
+        monkeypatch.setattr(restore, "_remove", remove)
+    else:
+        restore.swap(spec, silent)
+        assert second.content() != before
+        assert not (second.var / "open_webui/cache").exists()
+    restore.revert(spec, silent)
+    assert second.content() == before
+
+
+def test_a_wrong_key_changes_nothing(second: SmallBox, file: str) -> None:
+    before = second.content()
+    second.identity.write_text(identity()[0] + "\n")
+    with pytest.raises(StepError) as caught:
+        restore.stage(second.restore_spec(file), silent)
+    assert caught.value.code == "wrong-passphrase"
+    assert second.content() == before
+    with pytest.raises(StepError):
+        restore.swap(second.restore_spec(file), silent)
+    assert second.content() == before
+
+
+def test_a_damaged_part_is_never_put_in_place(second: SmallBox, file: str) -> None:
+    before = second.content()
+    whole = Path(file).read_bytes()
+    part = Reader(file).members["parts/000003"]
+    place = part.offset_data + part.size - 5
+    Path(file).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(StepError) as caught:
+        restore.stage(second.restore_spec(file), silent)
+    assert caught.value.code == "backup-damaged"
+    assert second.content() == before
+
+
+def test_too_little_space_is_told_before_anything_is_done(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(second.var)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StepError) as caught:
+        restore.stage(second.restore_spec(file), silent)
+    assert caught.value.code == "disk-full"
+    assert not (second.var / "restore").exists()
