@@ -82,6 +82,25 @@ def test_services_stop_start_and_tell_their_last_lines(box: Host, ownstack: Owns
     assert all("qdrant" in line for line in lines)
 
 
+def test_a_folder_of_the_host_is_seen_by_its_service_alone(box: Host, ownstack: Ownstack) -> None:
+    mode = box.output("stat -c %a /home/tester")
+    box.run("cd /home/tester && mkdir papers private && echo x > papers/one && chmod 0755 . papers private")
+    more = '[folders.papers]\npath = "/home/tester/papers"\nservice = "n8n"\n'
+    Ownstack(box, variables=ownstack.variables, toml=ownstack.toml + more).json("up", "--yes", "--no-verify")
+
+    def inside(service: str, command: str) -> tuple[int, str]:
+        pid = box.output(f"systemctl show -p MainPID --value ownstack-{service}")
+        done = box.run(f"nsenter -t {pid} -m {command}", check=False)
+        return done.returncode, done.stdout.strip()
+
+    assert inside("n8n", "cat /home/tester/papers/one") == (0, "x")
+    assert inside("n8n", "ls /home/tester") == (0, "papers")
+    assert inside("n8n", "touch /home/tester/papers/two")[0] != 0, "for reading"
+    assert inside("open-webui", "ls /home/tester/papers")[0] != 0
+    ownstack.json("up", "--yes", "--no-verify")
+    box.run(f"cd /home/tester && rm -r papers private && chmod {mode} .")
+
+
 def test_after_a_reboot_it_verifies(box: Host, ownstack: Ownstack) -> None:
     box.reboot()
     wait_ready(box)

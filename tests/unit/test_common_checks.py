@@ -13,7 +13,7 @@ from ownstack.engine import units
 from ownstack.plan import Plan
 from ownstack.verify import common
 from ownstack.verify.check import Check
-from ownstack.verify.runner import run_check
+from ownstack.verify.runner import all_checks, run_check
 from roles import role
 from tests.unit import machines
 
@@ -29,6 +29,7 @@ class Found:
     listening: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
+    walls: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (service,) = role("qdrant").services(self.plan)
@@ -49,7 +50,18 @@ class Found:
             mode = self.modes.get(path.rsplit("/", 1)[1], 0o700 if folder else 0o600)
             return SimpleNamespace(exists=path.rsplit("/", 1)[1] not in self.missing, mode=mode)
 
-        return SimpleNamespace(file=file, user=lambda name: SimpleNamespace(uid=990))
+        def run(command: str, *units: str) -> Any:
+            assert command.split()[:2] == ["systemctl", "show"]
+            now = {
+                "User": "ownstack-qdrant",
+                "ProtectSystem": "strict",
+                "IPAddressDeny": "::/0 0.0.0.0/0",
+                **self.walls,
+            }
+            blocks = [[f"Id={unit}", *(f"{key}={value}" for key, value in now.items())] for unit in units]
+            return SimpleNamespace(stdout="\n\n".join("\n".join(block) for block in blocks) + "\n")
+
+        return SimpleNamespace(file=file, run=run, user=lambda name: SimpleNamespace(uid=990))
 
 
 @pytest.fixture
@@ -73,6 +85,30 @@ def test_a_box_as_planned_is_green(found: Found) -> None:
     everything = machines.plan()
     ids = [check.id for check in common.checks(everything)]
     assert len(ids) == len(set(ids))
+
+
+COMMON = ["no-open-ports", "secret-modes", "configuration", "protections", "floors"]
+SERVICE = [f"{name}-{what}" for name in ("qdrant", "ollama", "open-webui", "n8n") for what in ("runs", "loopback")]
+OF_ROLES = [
+    *("qdrant-config", "qdrant-key-required", "qdrant-version"),
+    *("ollama-version", "ollama-cloud-off", "ollama-device", "ollama-gpu-watch"),
+    *("models-planned", "models-bootstrap-only", "models-chat", "models-embedding"),
+    *("models-gpu-used", "models-gpu-whole", "models-memory"),
+    *("open-webui-login-required", "open-webui-signup-off", "open-webui-version", "open-webui-account"),
+    *("open-webui-settings", "open-webui-models", "open-webui-context", "open-webui-chat", "open-webui-document"),
+    *("n8n-owner", "n8n-login-required", "n8n-key", "n8n-kit-key", "n8n-config-mode", "n8n-version"),
+    *("n8n-webhook", "n8n-demo"),
+]
+ON_GPUS = {"ollama-device", "ollama-gpu-watch", "models-gpu-used", "models-gpu-whole"}
+
+
+def test_ids_are_those_that_scripts_know() -> None:
+    """Scripts and tickets name them: one that is renamed or lost breaks them. New ones are added here."""
+    everything = [*SERVICE, *COMMON, *OF_ROLES]
+    with_card = all_checks(machines.plan("rtx-4090"))
+    assert [check.id for check in with_card] == everything
+    assert [check.id for check in all_checks(machines.plan())] == [name for name in everything if name not in ON_GPUS]
+    assert all(check.title and check.hint and check.role for check in with_card)
 
 
 def listen(address: str, port: int = 6333, uid: int = 990) -> Callable[[Found], None]:
@@ -111,6 +147,30 @@ def test_ports_of_others_and_of_children_on_loopback_are_no_fault(found: Found) 
     listen("127.0.0.1", 40123)(found)
     assert status(found, "no-open-ports").startswith("ok: ")
     assert "1 more" in status(found, "no-open-ports")
+
+
+@pytest.mark.parametrize(
+    ("walls", "words"),
+    [
+        ({"User": ""}, "qdrant runs as root"),
+        ({"ProtectSystem": "no"}, "qdrant may write to the system"),
+        ({"IPAddressDeny": ""}, "qdrant may reach every network"),
+    ],
+)
+def test_a_wall_that_somebody_took_down_is_told(walls: dict[str, str], words: str, found: Found) -> None:
+    found.walls = walls
+    assert status(found, "protections").startswith("amber: ")
+    assert words in status(found, "protections")
+
+
+def test_what_a_host_cannot_protect_is_told_again_and_again(found: Found) -> None:
+    assert status(found, "protections").startswith("ok: each service has an account")
+    opened = Found(
+        machines.plan(flags={"roles": ["qdrant"], "network.qdrant": "internet"}), walls={"IPAddressDeny": ""}
+    )
+    assert status(opened, "protections").startswith("ok: "), "as the policy says"
+    contained = Found(machines.plan("container-cgroup-v2", {"roles": ["qdrant"]}))
+    assert "without systemd's sandbox and network policy" in status(contained, "protections")
 
 
 def test_a_version_below_its_floor_is_said_again_and_again() -> None:

@@ -98,6 +98,31 @@ def configuration(context: Context) -> Outcome:
     return Outcome.ok(f"{len(status)} services run with the planned configuration")
 
 
+def protections(context: Context) -> Outcome:
+    """The walls around each service as systemd has them now; elsewhere what the plan says is missing."""
+    plan = context.plan
+    if plan.absent_protections:
+        return Outcome.ok(f"as planned for this host: {'; '.join(plan.absent_protections)}", absent=True)
+    wanted = {f"{plan.layout.unit(service.name)}.service": service for _, service in services(plan)}
+    if not wanted:
+        return Outcome.ok("there is no service to protect", absent=False)
+    command = "systemctl show -p Id -p User -p ProtectSystem -p IPAddressDeny -- " + " ".join(["%s"] * len(wanted))
+    weak = []
+    for block in context.host.run(command, *wanted).stdout.strip().split("\n\n"):
+        now = dict(line.partition("=")[::2] for line in block.splitlines())
+        service = wanted.pop(now["Id"])
+        if now.get("User") != plan.account(service.name):
+            weak.append(f"{service.name} runs as {now.get('User') or 'root'}")
+        if now.get("ProtectSystem") != "strict":
+            weak.append(f"{service.name} may write to the system")
+        if service.network != "internet" and not now.get("IPAddressDeny"):
+            weak.append(f"{service.name} may reach every network")
+    if weak:
+        hint = "`systemctl cat` shows which file of `systemctl edit` says so"
+        return Outcome.amber(f"somebody weakened units: {'; '.join(weak)}", hint, absent=False)
+    return Outcome.ok("each service has an account, a sandbox and a network policy of its own", absent=False)
+
+
 def below_floor(context: Context) -> Outcome:
     low = [f"{a.name} {a.version}" for role in context.plan.roles for a in role.artifacts if a.below_floor]
     if low:
@@ -125,5 +150,6 @@ def checks(plan: Plan) -> list[Check]:
     found.append(Check("no-open-ports", "no other port is open to the network", nothing_else, again, "base"))
     found.append(Check("secret-modes", "secrets can be read by root only", secret_modes, again, "base"))
     found.append(Check("configuration", "services run with the planned configuration", configuration, again, "base"))
+    found.append(Check("protections", "services are walled off from the system", protections, again, "base"))
     found.append(Check("floors", "versions against security floors", below_floor, "`ownstack plan` says why", "base"))
     return found
