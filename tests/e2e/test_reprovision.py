@@ -12,7 +12,7 @@ import pytest
 from ownstack.kit import activate
 from ownstack.plan import Plan
 from tests.e2e.conftest import Mirror, Provisioned
-from tests.e2e.test_open_webui import config, sign_in, step, web
+from tests.e2e.test_open_webui import sign_in, step, web
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack, wait_ready
 
@@ -73,7 +73,8 @@ def served(box: Host, ownstack: Ownstack) -> str:
     """The default model that Open WebUI offers."""
     plan = Plan.model_validate(manifest(box)["plan"])
     email, password = ownstack.first_password("open_webui")
-    return str(config(box, plan, sign_in(box, plan, email, password)[1])["ui.default_models"])
+    token = sign_in(box, plan, email, password)[1]
+    return str(web(box, plan, "GET", "/api/v1/configs/export", token=token)[1]["ui.default_models"])
 
 
 def n8n_model(box: Host) -> str:
