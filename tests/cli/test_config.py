@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
+from ownstack.cli.models import note_folder
 from ownstack.settings import load
 
 FILE = """\
@@ -195,3 +196,23 @@ def test_init_asks_what_matters(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run(["init"]) == 0
     settings = load({}, str(file), {})
     assert (settings.base.host, settings.base.use, settings.base.network.n8n) == ("me@server", "code", "internet")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        'use = "code"\n[folders]\nnotes = {path = "/n", service = "n8n"}\n',
+        '[folders]\nmodels = {path = "/a", service = "ollama", write = true}  # the large disk\n',
+        '[folders.models]\n# the large disk\npath = "/a"\nservice = "ollama"\nwrite = true\n[qdrant]\nport = 6400\n',
+    ],
+)
+def test_the_models_folder_is_noted_however_it_stood_there(before: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(before)
+    for path in ("/b", "/c d"):
+        note_folder(str(file), path)
+        bound = load({}, str(file)).base.folders["models"]
+        assert (bound.path, bound.service, bound.write) == (path, "ollama", True)
+    assert ("# the large disk" in file.read_text()) == ("# the large disk" in before)
+    assert len(load({}, str(file)).base.folders) == 1 + ("notes" in before)

@@ -59,6 +59,8 @@ def test_everything_comes_over_and_goes_only_then(store: Path, tmp_path: Path) -
     assert done["data"]["bytes"] == done["data"]["held"] == sum(map(len, before.values()))
     assert held(target) == before == held(store)
     assert target.stat().st_mode & 0o777 == 0o711
+    for path, _ in ollama_move.files_of(str(store)):
+        assert (target / path).stat().st_mtime_ns == (store / path).stat().st_mtime_ns
     assert ollama_move.copy(spec(store, target), silent)["changed"] is False
     assert ollama_move.drop(spec(store, target), silent)["data"]["files"] == 5
     assert held(target) == before

@@ -103,18 +103,20 @@ def set_(context: click.Context, key: str, value: str) -> int:
 
     parsed = parse_value(value)
     load({key: parsed}, context.obj)
-    path = write(context.obj, key, parsed)
+    path = write(context.obj, {key: parsed})
     note(f"{key} = {shown(parsed)} in {path}; `ownstack up` applies it")
     return 0
 
 
-def write(config_file: str | None, key: str, value: Any) -> Path:
-    """Set a key in the settings file, which is checked before it takes the place of the old one. Gives its path."""
+def write(config_file: str | None, values: dict[str, Any]) -> Path:
+    """Set keys in the settings file, which is checked before it takes the place of the old one. Gives its path."""
     from ..settings import config_path, load
 
     path = config_path(config_file)
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    put(path, set_line(before, key, shown(value)), lambda new: load({}, str(new)))
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for key, value in values.items():
+        text = set_line(text, key, shown(value))
+    put(path, text, lambda new: load({}, str(new)))
     return path
 
 

@@ -137,13 +137,11 @@ def switch(
     Raises RunError with the reason when it was put back.
     """
     from ..settings import config_path
-    from .config import put, write
+    from .config import put
 
     file = config_path(config_file)
     before = file.read_text(encoding="utf-8") if file.exists() else None
-    bound = any(name == "ollama:models" for name, _, _ in old.folders)
-    key, value = ("folders.models.path", path) if bound else ("folders.models", folder(path))
-    write(config_file, key, value)
+    note_folder(config_file, path)
     try:
         with open_site(read_settings(config_file, sets, host=host), password) as site:
             _apply(site, site.plan(), old)
@@ -156,8 +154,15 @@ def switch(
     return file
 
 
-def folder(path: str) -> dict[str, Any]:
-    return {"path": path, "service": "ollama", "write": True}
+def note_folder(config_file: str | None, path: str) -> None:
+    """Bind the folder in the settings file as the engine's store."""
+    from .config import write
+
+    folder = {"path": path, "service": "ollama", "write": True}
+    try:
+        write(config_file, {f"folders.models.{key}": value for key, value in folder.items()})
+    except ConfigError:  # it stands there in one line
+        write(config_file, {"folders.models": folder})
 
 
 def _apply(site: Site, plan: Plan, old: Plan) -> None:

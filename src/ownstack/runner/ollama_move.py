@@ -158,6 +158,8 @@ def _one(source: str, target: str, store: str, account: tuple[int, int]) -> None
         os.fsync(writing.fileno())
         os.fchmod(writing.fileno(), os.fstat(reading.fileno()).st_mode & 0o777)
         os.fchown(writing.fileno(), *account)
+        held = os.fstat(reading.fileno())
+    os.utime(new, ns=(held.st_atime_ns, held.st_mtime_ns))  # Ollama lists models by these times
     os.rename(new, target)
     sync_folder(os.path.dirname(target))
 
