@@ -1,6 +1,6 @@
 """The same services set up by ownstack and the vendors' plain way: wall time, disk, idle memory, as ratios.
 
-    python -m tools.compare_plain [--work FOLDER] [--out docs/reference/plain.md]
+    python -m tools.compare_plain --work FOLDER [--out docs/reference/plain.md]
 
 Run as root on a machine without systemd as process 1 (or in a container), with nothing else going on. Both sides use
 this machine's own package caches, filled by a first run of each that is not counted (`--cold` leaves it out), the
@@ -279,7 +279,7 @@ def timed(what: str, action: Callable[[], Side]) -> Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache/ownstack/plain")
+    parser.add_argument("--work", type=Path, required=True, help="a new folder that every account may enter")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--idle", type=int, default=60, help="seconds of rest before memory is read")
     parser.add_argument("--cold", action="store_true", help="do not fill the caches by a first run of each")

@@ -143,9 +143,10 @@ def with_mixed_inputs(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
     if events[at] == row and -leaves <= events[at + 1] < 0:
         at += 2  # after the positions'
     named: list[tuple[str, int]] = []  # (block, formula), or (block, -1) when it is given back
+    made = 0
     for event in events:
-        made = sum(1 for _, formula in named if formula >= 0)
-        named.append((str(-event), -1) if event < 0 else (str(made + 1), event))
+        made += event >= 0
+        named.append((str(-event), -1) if event < 0 else (str(made), event))
     rows, given, slots, looked, copy = (("tokens", -1), ("given", -1), ("slots", -1), ("rows", -1), ("copy", wide))
     if sizes[embedded] != sizes[row] and events[at] == embedded:  # rows are widened for deep vision features
         named[at + 2 : at + 2] = [("wide", wide), looked, copy, given, ("wide", -1), slots]
