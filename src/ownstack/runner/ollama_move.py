@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 
 from .core import Emit, Result, Spec, StepError, ids, progress, sync_folder
-from .ollama_pull import SPARE, _states, digest_of
+from .fetch import sha256_of
+from .ollama_pull import SPARE, _states
 
 PARTS = ("blobs", "manifests")
 OWN = (*PARTS, "metadata")  # the engine makes the last one anew
@@ -167,13 +168,8 @@ def _one(source: str, target: str, store: str, account: tuple[int, int]) -> None
 def _compare(source: str, target: str) -> None:
     """Raises StepError, and takes the copy away, where its bytes are not those of its name or of its source."""
     name = os.path.basename(target)
-    with open(target, "rb") as stream:
-        found = digest_of(stream)
-    if name.startswith("sha256-"):
-        wanted = name[7:]
-    else:
-        with open(source, "rb") as stream:
-            wanted = digest_of(stream)
+    found = sha256_of(target)
+    wanted = name[7:] if name.startswith("sha256-") else sha256_of(source)
     if found != wanted:
         os.unlink(target)
         raise StepError(
