@@ -63,10 +63,10 @@ def _own_umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Configuration and state of the person who runs the tests are neither read nor written."""
+    """Configuration, state and data of the person who runs the tests are neither read nor written."""
     # a shell that starts the tests in its background lets them, and all their children, ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
-        for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"):
             patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ownstack.engine import operations, units
 from ownstack.engine.operations import Account, Directory
 from ownstack.engine.role_tasks import downloads, manifest_values, retire
-from ownstack.kit import kit_root
+from ownstack.kit import data_path
 from ownstack.plan import Plan
 from roles import ORDER, roles_of
 from roles.base import NAME, ROLE, files, schedule
@@ -57,7 +57,7 @@ def install(plan: Plan) -> None:
         if artifact.kind != "host":
             operations.release(name=f"Base: {artifact.name}", plan=plan, artifact=artifact)
     if plan.manager == "supervisord":
-        lock = (kit_root() / "roles/base/supervisor.lock").read_text()
+        lock = data_path("roles/base/supervisor.lock").read_text()
         operations.python_env(name="Base: supervisord", plan=plan, component="supervisor", lock=lock)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ownstack.engine.render import render
 from ownstack.engine.served import chat_model
-from ownstack.kit import kit_root, load_toml
+from ownstack.kit import data_path, load_toml
 from ownstack.plan import ConfigFile, Plan, SecretRef, Service
 from roles import Keep, Role
 
@@ -57,11 +57,11 @@ def entry(plan: Plan) -> str:
 
 
 def kit_file(name: str) -> str:
-    return (kit_root() / "roles" / NAME / name).read_text(encoding="utf-8")
+    return data_path(f"roles/{NAME}/{name}").read_text(encoding="utf-8")
 
 
 def prune_rule() -> dict[str, Any]:
-    return load_toml(kit_root() / "roles" / NAME / "prune.toml")
+    return load_toml(data_path(f"roles/{NAME}/prune.toml"))
 
 
 def release(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from ownstack.engine.ahead import ask
 from ownstack.engine.facts import StepState
 from ownstack.engine.operations import Commands, Directory, directories, release, release_spec, step
 from ownstack.engine.session import step_command
-from ownstack.kit import kit_root
+from ownstack.kit import data_path
 from ownstack.plan import Plan
 from roles import n8n
 from roles.n8n import NAME, ROLE
@@ -67,7 +67,7 @@ def install(plan: Plan) -> None:
     release(name="n8n: Node", plan=plan, artifact=part.artifact("node"))
     release(name="n8n: database driver", plan=plan, artifact=part.artifact("sqlite3-addon"))
     lock = part.artifact(NAME)
-    if lock_hash(lock.details, kit_root() / "roles" / NAME) != lock.sha256:
+    if lock_hash(lock.details, data_path(f"roles/{NAME}")) != lock.sha256:
         # The box was installed from an earlier lock, and what is installed moves only with `ownstack upgrade`.
         return
     npm_tree(name="n8n: program", plan=plan)

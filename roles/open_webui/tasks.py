@@ -7,7 +7,7 @@ from typing import Any
 
 from ownstack.engine import role_tasks
 from ownstack.engine.operations import python_env, step
-from ownstack.kit import kit_root
+from ownstack.kit import data_path
 from ownstack.plan import Plan
 from roles.open_webui import NAME, ROLE, configure_spec, password_spec, setup_spec
 
@@ -16,7 +16,7 @@ def install(plan: Plan) -> None:
     part = plan.role(NAME)
     details = part.artifact("open-webui").details
     which = "full_" if part.settings.get("full") else ""
-    lock = (kit_root() / "roles" / NAME / details[f"{which}lock"]).read_text()
+    lock = data_path(f"roles/{NAME}/{details[f'{which}lock']}").read_text()
     if hashlib.sha256(lock.encode()).hexdigest() != details[f"{which}sha256"]:
         # The box was installed from an earlier lock, and what is installed moves only with `ownstack upgrade`.
         return

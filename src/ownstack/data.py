@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-from .kit import kit_root, load_toml
+from .kit import data_path, load_toml
 
 REQUIRED = {"id", "kind", "version", "platform", "source"}
 KINDS = {"file", "build", "host", "lock"}
@@ -63,7 +63,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def load_floors() -> Floors:
-    table = load_toml(kit_root() / "roles" / "floors.toml")
+    table = load_toml(data_path("roles/floors.toml"))
     return Floors(table["checked"], table["warn_after_days"], table["floor"], table["why"])
 
 
@@ -79,7 +79,7 @@ def load_artifacts(role: str) -> list[dict[str, Any]]:
     """A role's artefacts. Raises ConfigError that names the file and the variant."""
     from .engine.carry import inputs_hash
 
-    path = kit_root() / "roles" / role / "artifacts.toml"
+    path = data_path(f"roles/{role}/artifacts.toml")
     if not path.exists():
         return []
     artifacts: list[dict[str, Any]] = load_toml(path).get("artifact", [])

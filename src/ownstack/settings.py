@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -50,6 +51,22 @@ class Sources(Frozen):
         "auto", description="Use package registries instead of vendors: found out, always, or never."
     )
     allow_below_floor: bool = Field(False, description="Accept versions below their security floor.")
+    bundle: str = Field(
+        "",
+        description="File, folder or address of the bundle that `upgrade --self` takes; a mirror comes first.",
+        pattern=r"^([/~][^\x00-\x1f\x7f]*|https?://[^\s@\x00-\x1f\x7f]+)?$",
+    )
+    bundle_keys: tuple[str, ...] = Field(
+        (), description="The minisign public keys whose bundles are taken, instead of those of the program."
+    )
+
+    @field_validator("bundle_keys")
+    @classmethod
+    def _keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            if not re.fullmatch(r"RW[A-Za-z0-9+/]{54}", key):
+                raise ValueError(f"{key[:60]!r} is no minisign public key: it has 56 characters, the first are RW")
+        return value
 
 
 class Hardware(Frozen):

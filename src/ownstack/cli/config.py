@@ -12,6 +12,7 @@ import click
 
 from .output import emit_json, note, say
 from .site import read_settings
+from .upgrade_self import describe, state
 
 
 def shown(value: Any) -> str:
@@ -90,6 +91,7 @@ def config(context: click.Context, config_file: str | None, sets: tuple[str, ...
     width = max(len(key) for key, _, _ in rows)
     for key, value, where in rows:
         say(f"{key:<{width}}  {shown(value)}" + (f"   # {where}" if origin else ""))
+    note(describe(state()))
     return 0
 
 

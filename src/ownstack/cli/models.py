@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, RunError, UnreachableError
+from .models_registry import outdated, pull
 from .output import confirm, emit_json, note, say, size
 from .progress import Progress
 from .site import Site, open_site, read_settings, target_options
@@ -59,6 +60,10 @@ def models(
     for tag in missing:
         say(f"  {tag:<32} {planned[tag].use:<12} not there yet")
     return 0
+
+
+models.add_command(outdated)
+models.add_command(pull)
 
 
 @models.command()

@@ -160,7 +160,10 @@ def open_site(
     from ..hardware.collect import collect, see_ports
     from ..hardware.facts import load as load_probe
     from ..hardware.interpret import interpret
+    from ..kit import data_in_use
 
+    if data_in_use().note:
+        note(data_in_use().note)
     data = load_data(settings.wanted_roles(), fit="models" in settings.wanted_roles())
     target = Target.parse(settings.base.host, os.environ.get("OWNSTACK_SSH_CONFIG", ""))
     with Session(target) as session:

@@ -12,6 +12,8 @@ from ..errors import OwnstackError, RunError
 from .output import emit_json, say, size, style
 from .show import NETWORK
 from .site import Site, open_site, read_settings, target_options
+from .upgrade_self import describe as describe_data
+from .upgrade_self import state as data_state
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -45,6 +47,7 @@ def gather(site: Site) -> dict[str, Any]:
         "services": services,
         "models": [model.model_dump(mode="json") for model in plan.models],
         "work": site.state.work,
+        "data": data_state(),
         "versions": {a.name: a.version for role in plan.roles for a in role.artifacts},
         "below_floor": [f"{a.name} {a.version}" for role in plan.roles for a in role.artifacts if a.below_floor],
         "pins_checked": floors.checked.isoformat(),
@@ -131,6 +134,7 @@ def describe_gpu_watch(data: dict[str, Any]) -> list[str]:
 
 def show(data: dict[str, Any]) -> None:
     say(f"Box on {data['host']}, profile {data['profile']}, made by ownstack {data['kit_version']}")
+    say(f"  {describe_data(data['data'])}")
     say()
     for service in data["services"]:
         word = style("running", "green") if service["running"] else style(service["state"], "red")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..kit import kit_root, load_toml
+from ..kit import data_path, load_toml
 from ..plan import ChosenArtifact
 from ..runner.core import StepError
 from ..runner.fetch import fetch, sha256_of
@@ -191,7 +191,7 @@ def npm_command(work: Path) -> list[str]:
 
 
 def _node_wheel() -> dict[str, Any]:
-    for artifact in load_toml(kit_root() / "roles" / "n8n" / "artifacts.toml")["artifact"]:
+    for artifact in load_toml(data_path("roles/n8n/artifacts.toml"))["artifact"]:
         for variant in artifact["variant"]:
             if artifact["name"] == "node" and variant["source"] == "pypi" and variant["platform"] == _here():
                 return dict(variant)

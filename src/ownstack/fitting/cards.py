@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..kit import load_toml
-from .catalogue import DATA
+from ..kit import data_path, load_toml
 
 _NOISE = re.compile(
     r"\b(nvidia|geforce|amd|radeon|intel|apple|corporation|graphics|gpu|laptop gpu|generation)\b|\(r\)|\(tm\)"
@@ -100,7 +99,7 @@ class Cards:
 
 
 def load_cards(path: Path | None = None) -> Cards:
-    path = path or DATA / "cards.toml"
+    path = path or data_path("fitting/cards.toml")
     data = load_toml(path)
     try:
         sources = data["sources"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..kit import data_path
 from .model import Model, Weights, make_model
 
 DATA = Path(__file__).with_name("data")
@@ -227,7 +228,7 @@ def entry_of(raw: Mapping[str, Any]) -> Entry:
 
 def load_catalogue(path: Path | None = None) -> Catalogue:
     """Read the catalogue; a damaged file names itself."""
-    path = path or DATA / "catalogue.json"
+    path = path or data_path("fitting/catalogue.json")
     try:
         data = json.loads(path.read_bytes())
         return Catalogue(entry_of(raw) for raw in data["models"])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigError, UnsupportedError
-from ..kit import kit_root
+from ..kit import data_path, kept
 from . import ollama
 from .cards import Cards, load_cards
-from .catalogue import DATA, Catalogue, Entry, load_catalogue
+from .catalogue import Catalogue, Entry, load_catalogue
 from .explain import what_would_change, why
 from .machine import Machine, machine_of, shrunk
 from .profiles import Policy, Profile, ladder, load_profiles
@@ -71,12 +71,12 @@ class Selection:
     predicted_host_bytes: int
 
 
-@functools.cache
+@kept
 def load_data(profiles: Path | None = None) -> FitData:
-    """Catalogue, cards and ranks of the package, profiles of the kit."""
-    raw = tomllib.loads((DATA / "ranks.toml").read_text(encoding="utf-8"))
+    """Catalogue, cards, ranks and profiles of the data in use."""
+    raw = tomllib.loads(data_path("fitting/ranks.toml").read_text(encoding="utf-8"))
     ranks = {use: {tag: float(score) for tag, score in table.items()} for use, table in raw["ranks"].items()}
-    folder = profiles or kit_root() / "hardware_profiles"
+    folder = profiles or data_path("hardware_profiles")
     return FitData(load_catalogue(), load_cards(), load_profiles(folder), ranks)
 
 

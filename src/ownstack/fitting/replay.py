@@ -7,12 +7,11 @@ widths through the same best-fit rule (ggml-alloc.c) gives the peak of the compu
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .catalogue import DATA
+from ..kit import data_path, kept
 
 ALIGN = 128
 # event codes: allocation of formula n; flash attention over the growing (BASE) or the window cache (WINDOW)
@@ -158,14 +157,14 @@ def with_mixed_inputs(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"sizes": sizes, "events": [-numbers[block] if formula < 0 else formula for block, formula in named]}
 
 
-@functools.cache
+@kept
 def _lines(mode: str) -> tuple[dict[str, int], list[bytes]]:
     """The names of a mode's programs, and the programs still as text: most are never looked at."""
-    first, *rest = (DATA / f"graphs-{mode}.jsonl").read_bytes().splitlines()
+    first, *rest = data_path(f"fitting/graphs-{mode}.jsonl").read_bytes().splitlines()
     return json.loads(first)["names"], rest
 
 
-@functools.cache
+@kept
 def program(name: str, mode: str = "server") -> Mapping[str, Any] | None:
     """The allocation program of an architecture, or None.
 

@@ -6,9 +6,9 @@ import re
 import tomllib
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from ..kit import data_path, kept
 from .report import Frozen, Reading
 
 MIB = 1 << 20
@@ -77,10 +77,10 @@ def support() -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath("support.toml").read_text(encoding="utf-8"))
 
 
-@cache
+@kept
 def named() -> dict[str, dict[str, Any]]:
     """Rows by simplified name, from the card table of `fitting` where the kit has one."""
-    path = Path(__file__).parent.parent / "fitting" / "data" / "cards.toml"
+    path = data_path("fitting/cards.toml")
     if not path.is_file():
         return {}
     vendors = tomllib.loads(path.read_text(encoding="utf-8")).get("cards", {}).values()

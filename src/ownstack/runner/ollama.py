@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import ollama_api as api
-from . import ollama_move, ollama_prune, ollama_pull
+from . import ollama_move, ollama_prune, ollama_pull, ollama_registry
 from .core import Emit, Result, Spec, StepError, heartbeat, progress, read_json
 from .fetch import sha256_of
 from .managers import call
@@ -298,9 +298,11 @@ STEPS = {
     "inspect": inspect,
     "leftovers": ollama_prune.leftovers,
     "list": listed,
+    "manifests": ollama_registry.manifests,
     "measure": measure,
     "move": ollama_move.copy,
     "move_drop": ollama_move.drop,
+    "outdated": ollama_registry.outdated,
     "prune": ollama_prune.prune,
     "ps": ps,
     "pull": ollama_pull.pull,

@@ -16,6 +16,8 @@ def _left(spec: Spec) -> list[dict[str, Any]]:
     names = api.listed(spec["url"])
     found = []
     for tag, noted in sorted(read_json(spec["record"], {}).items()):
+        if noted.get("yours"):
+            continue
         now = api.state(spec["url"], tag, names)
         if api.parse(tag).short in keep or now is None or now["blob"] != noted["blob"]:
             continue

@@ -89,7 +89,8 @@ def pull(spec: Spec, emit: Emit) -> Result:
 
     spec: model (its name in the registry), tag (the name clients see), url (of the serving engine), run_dir, record,
       num_ctx (0: none written in), digest (of the planned manifest, or empty), download_bytes, registry (mirror, or
-      empty), insecure, accept_moved, check (default true: one real chat), then: [{step, spec}],
+      empty), insecure, accept_moved, yours (a person asked for it), check (default true: one real chat),
+      then: [{step, spec}],
       and for the second engine: program, models, account, manager, unit, environment;
       or `via_api` true: the serving engine itself pulls (one that the kit did not install).
     """
@@ -297,7 +298,7 @@ def _serve(spec: Spec, found: dict[str, str], journal: Journal, emit: Emit) -> N
         api.bake(spec["url"], source, spec["tag"], spec["num_ctx"])
     elif api.parse(spec["tag"]) != api.parse(source):
         api.copy(spec["url"], source, spec["tag"])
-    remember(spec["record"], spec["tag"], found["digest"], found["blob"])
+    remember(spec["record"], spec["tag"], found["digest"], found["blob"], bool(spec.get("yours")))
     if spec.get("check", True):
         from .ollama import chat_check
 
@@ -307,10 +308,15 @@ def _serve(spec: Spec, found: dict[str, str], journal: Journal, emit: Emit) -> N
         journal.set(answer=answer)
 
 
-def remember(record: str, tag: str, digest: str, blob: str) -> None:
-    """Note a pulled model's registry manifest and weights: the context written in changes its own manifest."""
+def remember(record: str, tag: str, digest: str, blob: str, yours: bool = False) -> None:
+    """Note a pulled model's registry manifest and weights: the context written in changes its own manifest.
+
+    `yours`: a person asked for it by name, and no pruning takes it.
+    """
     notes = read_json(record, {})
     notes[tag] = {"digest": digest, "blob": blob, "date": time.strftime("%Y-%m-%d")}
+    if yours:
+        notes[tag]["yours"] = True
     write_json(record, notes)
 
 

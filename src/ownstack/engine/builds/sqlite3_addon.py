@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError
-from ...kit import kit_root
+from ...kit import data_path
 from ...runner.npm import trust
 from ...runner.unpack import unpack
 from . import toolchain
@@ -40,7 +40,7 @@ def build(variant: Mapping[str, Any], work: Path, out: Path, say: Say) -> None:
 
     Raises RunError when a tool, a package or a source file is missing.
     """
-    role = kit_root() / "roles" / "n8n"
+    role = data_path("roles/n8n")
     for name in ("wheels", "zig", "source"):
         (work / name).mkdir(parents=True, exist_ok=True)
     say("fetching Node's headers and the sources of sqlite3")
