@@ -43,6 +43,28 @@ def apply(plan: Plan, **_: Any) -> None:
     )
 
 
+@deploy("ownstack releases")
+def stage(plan: Plan, names: list[str], **_: Any) -> None:
+    """Fetch, verify and unpack programs beside those that serve: the links of `plan`'s layout are not the real ones."""
+    base = role_named("base").tasks
+    base.bring_runner(plan)
+    base.programs(plan)
+    for name in names:
+        if name != "base":
+            role_named(name).tasks.install(plan)
+
+
+@deploy("ownstack switch")
+def switch(plan: Plan, names: list[str], **_: Any) -> None:
+    """Point some roles at their planned programs and write their configuration; nothing is started."""
+    role_named("base").tasks.install(plan)
+    for name in names:
+        if name != "base":
+            role_named(name).tasks.install(plan)
+    for name in names:
+        role_named(name).tasks.configure(plan)
+
+
 @deploy("ownstack models")
 def bring(plan: Plan, old: Plan, check: bool = True, **_: Any) -> None:
     """Start the pulls of the models that `plan` has and `old` has not; the box goes on with `old`'s."""
@@ -59,6 +81,12 @@ def remember(plan: Plan, values: dict[str, Any], **_: Any) -> None:
         step_name="box.write_manifest",
         spec={"path": plan.layout.manifest, "values": values},
     )
+
+
+@deploy("ownstack runner")
+def runner(plan: Plan, **_: Any) -> None:
+    """Today's runner alone."""
+    role_named("base").tasks.bring_runner(plan)
 
 
 @deploy("ownstack backup tools")

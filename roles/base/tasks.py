@@ -50,15 +50,20 @@ def install(plan: Plan) -> None:
         step_name="secrets.ensure",
         spec={"secrets_dir": plan.layout.secrets, "secrets": [secret.model_dump() for secret in plan.secrets]},
     )
-    spec = downloads(plan)
-    if spec["files"]:
-        operations.step(name="Base: downloads", plan=plan, step_name="fetch.many_outliving", spec=spec)
-    for artifact in part.artifacts:
-        if artifact.kind != "host":
-            operations.release(name=f"Base: {artifact.name}", plan=plan, artifact=artifact)
+    programs(plan)
     if plan.manager == "supervisord":
         lock = data_path("roles/base/supervisor.lock").read_text()
         operations.python_env(name="Base: supervisord", plan=plan, component="supervisor", lock=lock)
+
+
+def programs(plan: Plan) -> None:
+    """Fetch what the target fetches itself, and make the base's own releases."""
+    spec = downloads(plan)
+    if spec["files"]:
+        operations.step(name="Base: downloads", plan=plan, step_name="fetch.many_outliving", spec=spec)
+    for artifact in plan.role(NAME).artifacts:
+        if artifact.kind != "host":
+            operations.release(name=f"Base: {artifact.name}", plan=plan, artifact=artifact)
 
 
 def _accounts(plan: Plan) -> list[Account]:

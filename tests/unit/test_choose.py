@@ -205,7 +205,10 @@ def test_recorded_versions_never_move_and_the_newer_one_is_told() -> None:
         again = plan(flags=QDRANT, state=state, answers=answers)
         item = again.role("qdrant").artifact("qdrant")
         assert (item.version, item.sha256, item.variant) == ("1.19.1", "e" * 64, "vendor-musl")
-        assert "qdrant 1.19.1 is installed, the lock has 1.19.2: upgrade available" in again.warnings
+        assert (
+            "qdrant 1.19.1 is installed, the lock has 1.19.2: upgrade available, `ownstack upgrade` brings it"
+            in again.warnings
+        )
 
 
 def test_a_restricted_box_keeps_its_variant_when_vendors_answer_again() -> None:
@@ -218,7 +221,8 @@ def test_a_restricted_box_keeps_its_variant_when_vendors_answer_again() -> None:
     for name in ("qdrant", "ollama", "node"):
         item = next(item for role in lock.roles for item in role.artifacts if item.name == name)
         held = next(item for role in first.roles for item in role.artifacts if item.name == name)
-        assert f"{name} {held.version} is installed, the lock has {item.version}: upgrade available" in told
+        installed = f"{name} {held.version} is installed, the lock has {item.version}"
+        assert f"{installed}: upgrade available, `ownstack upgrade` brings it" in told
     (floor,) = [text for text in again.warnings if "below the security floor" in text]
     assert "only source" not in floor, "there is a newer one now"
     with_models = plan(state=box(first))

@@ -150,7 +150,8 @@ def _role_plans(
             if pick.below_floor:
                 warnings.append(_below_floor(pick, want.data, newer))
             if newer:
-                warnings.append(f"{pick.name} {pick.version} is installed, the lock has {newer}: upgrade available")
+                installed = f"{pick.name} {pick.version} is installed, the lock has {newer}"
+                warnings.append(f"{installed}: upgrade available, `ownstack upgrade` brings it")
             chosen.append(pick)
         network = getattr(settings.base.network, name, "closed")
         values = settings.role(name).model_dump(mode="json")

@@ -32,6 +32,8 @@ COMMANDS = {
     "password": "password",
     "backup": "backup",
     "restore": "restore",
+    "upgrade": "upgrade",
+    "rollback": "rollback",
     "down": "down",
     "completion": "completion",
 }
@@ -92,6 +94,8 @@ HELP = {
     "password": "Show where the first passwords are, or make new ones.",
     "backup": "Make a backup while everything runs, or check one.",
     "restore": "Put a backup back, here or on a new machine.",
+    "upgrade": "Bring services to newer versions, with a way back.",
+    "rollback": "Go back to what a service was before its last upgrade.",
     "down": "Remove services and programs; data stays unless --purge.",
     "completion": "Print the completion script for a shell.",
 }

@@ -11,6 +11,8 @@ from ..plan import Plan
 from .output import emit_json, say, size
 from .site import open_site, read_settings, target_options
 
+SNAPSHOTS = "snapshots"
+
 
 @click.command()
 @target_options
@@ -42,6 +44,8 @@ def disk(
         say("the models one by one (parts that several share are counted with each)")
         for one in sorted(models, key=lambda one: -one["bytes"]):
             say(f"  {one['name']:<34} {size(one['bytes']):>10}  {one['use']}")
+    if any(row["name"] == SNAPSHOTS and row["bytes"] for row in used["folders"]):
+        say("snapshots are the way back from upgrades; `ownstack rollback --discard` removes them")
     for one in used["disks"]:
         say(f"free on {one['mount']}: {size(one['free'])} of {size(one['total'])}")
     return 0
@@ -56,6 +60,7 @@ def folders(plan: Plan) -> list[dict[str, str]]:
     for role in plan.roles:
         if role.name != "base":
             found.append({"name": role.name, "path": layout.data(role.name), "kind": "data"})
+    found.append({"name": SNAPSHOTS, "path": layout.data("snapshots"), "kind": "data"})
     found.append({"name": "working files", "path": layout.data("work"), "kind": "data"})
     found.append({"name": "configuration", "path": layout.etc, "kind": "configuration"})
     found += [{"name": name, "path": path, "kind": "yours"} for name, path, _ in plan.folders]

@@ -10,6 +10,7 @@ import click
 
 from ..errors import OwnstackError, RunError
 from .output import emit_json, say, size, style
+from .rollback import public, snapshots, told
 from .show import NETWORK
 from .site import Site, open_site, read_settings, target_options
 from .upgrade_self import describe as describe_data
@@ -57,6 +58,7 @@ def gather(site: Site) -> dict[str, Any]:
         "gpu_watch": gpu_watch(site, plan),
         "drifted": drifted(site, plan),
         "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
+        "snapshots": [public(row) for row in snapshots(site, plan)],
         "absent_protections": list(plan.absent_protections),
     }
 
@@ -146,6 +148,8 @@ def show(data: dict[str, Any]) -> None:
     for line in going_on(data["work"]):
         say(f"  {line}")
     say(f"\n  {describe_backup(data['backup'])}")
+    for row in data["snapshots"]:
+        say(f"  way back (`ownstack rollback {row['role']}`): {told(row)}")
     if data["below_floor"]:
         say(f"\n  below the security floor: {', '.join(data['below_floor'])}")
     if data["pins_old"]:
@@ -163,7 +167,10 @@ def show(data: dict[str, Any]) -> None:
 
 def going_on(works: dict[str, Any]) -> list[str]:
     """What is not at its end."""
-    lines = [describe_work(name, w) for name, w in works.items() if name != "restore" and w.get("status") != "done"]
+    own = ("restore", "upgrade")
+    lines = [describe_work(name, w) for name, w in works.items() if name not in own and w.get("status") != "done"]
+    if works.get("upgrade", {}).get("status") in ("taking", "taken", "passed"):
+        lines.append(f"an upgrade of {works['upgrade'].get('role')} is going on or was cut off: `ownstack up` ends it")
     if works.get("restore", {}).get("status") in ("swapping", "swapped"):
         lines.append("a restore was cut off: `ownstack up` puts back what was there")
     return lines

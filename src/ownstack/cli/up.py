@@ -88,7 +88,7 @@ def up(
     from ..transition import lines as transition_lines
     from ..verify.runner import VerifyReport
     from ..verify.runner import verify as run_verify
-    from . import reprovision, restore
+    from . import reprovision, restore, upgrade_run
     from .report import failure, summary, tell
 
     began = time.monotonic()
@@ -97,6 +97,7 @@ def up(
     )
     with open_site(settings, sudo_password_file, from_report) as site:
         restore.take_back(site, lambda event: None)
+        upgrade_run.take_back(site, lambda event: None)
         plan = reviewed(plan_file, site) if plan_file is not None else site.plan()
         move = reprovision.transaction(site, plan)
         if not as_json:

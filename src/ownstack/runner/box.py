@@ -66,6 +66,7 @@ def wait_service(boss: Any, service: Spec, emit: Emit) -> float:
     """Wait until the service's own address answers 200; stop early when its process is gone for good."""
     began = time.monotonic()
     told = began
+    give_up = service.get("give_up", 0)  # how often its process may end before nobody waits any longer; 0: never
     while time.monotonic() - began < service["timeout"]:
         status, _ = request("GET", service["ready"], timeout=5)
         if status == 200 and boss.status([service["unit"]])[0]["active"]:
@@ -74,7 +75,7 @@ def wait_service(boss: Any, service: Spec, emit: Emit) -> float:
             told = time.monotonic()
             progress(emit, f"waiting for {service['name']} ({int(told - began)} s)")
             state = boss.status([service["unit"]])[0]
-            if state["state"].startswith(("failed", "fatal")):
+            if state["state"].startswith(("failed", "fatal")) or 0 < give_up <= state["restarts"]:
                 break
         time.sleep(0.2)
     raise StepError(

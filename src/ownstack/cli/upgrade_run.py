@@ -1,0 +1,262 @@
+"""One service from a version to another, with its data: put back together where anything of it fails."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OwnstackError, RunError, UnreachableError
+from .output import note
+
+if TYPE_CHECKING:
+    from ..engine.apply import Listen
+    from ..plan import Plan
+    from ..verify.runner import CheckResult, VerifyReport
+    from .site import Site
+
+PENDING = ("taking", "taken")
+
+
+def new_id() -> str:
+    """Names what one command does, and sorts by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def said(result: CheckResult) -> None:
+    """A check says nothing by itself here."""
+
+
+@dataclass
+class Change:
+    """One service's way: `old` is the plan that serves, `plans` lead one after the other to the last one."""
+
+    site: Site
+    role: str
+    old: Plan
+    plans: tuple[Plan, ...]
+    listen: Listen
+    patience_s: int
+    kind: str = "upgrade"
+    put: str = ""  # the snapshot whose data is put in the place of today's
+    leave: tuple[str, ...] = ()  # of that snapshot: services whose data stays as it is
+    expected: dict[str, Any] | None = None  # counts that have to be reached; None: those of today
+    rehearsed: bool = False
+    run: str = field(default_factory=new_id)
+
+    @property
+    def identity(self) -> str:
+        """Of the snapshot."""
+        return f"{self.run}-{self.role}"
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[-1]
+
+    def step(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+        self.site.session.on_event = self.listen
+        return self.site.session.step(name, spec)
+
+    def about(self) -> dict[str, dict[str, str]]:
+        from ..engine.upgrades import versions
+
+        old, new = versions(self.old), versions(self.plan)
+        moved = [name for name in new if new[name] != old.get(name) or self._other(name)]
+        return {"from": {name: old.get(name, "") for name in moved}, "to": {name: new[name] for name in moved}}
+
+    def _other(self, name: str) -> bool:
+        items = [[i for part in plan.roles for i in part.artifacts if i.name == name] for plan in (self.old, self.plan)]
+        return [item.digest for item in items[0]] != [item.digest for item in items[1]]
+
+    def stage(self) -> None:
+        """Fetch and verify the new programs beside those that serve. Nothing is switched, whatever becomes of it."""
+        from ..engine.apply import execute
+        from ..engine.upgrades import staged
+        from ..kit import activate
+
+        activate()
+        import deploy
+
+        try:
+            for plan in self.plans:
+                execute(self.site.session, deploy.stage, self.listen, plan=staged(plan), names=[self.role])
+        except UnreachableError:
+            raise
+        except OwnstackError as error:
+            raise RunError(
+                f"{error.message}; nothing was switched, the box goes on as before", hint=error.hint, code=error.code
+            ) from error
+
+    def unstage(self) -> None:
+        """Take away the links by which the new programs were laid ready; the programs stay."""
+        from ..engine.upgrades import staged_links
+
+        self.step("artifacts.remove", {"paths": staged_links(self.plan)})
+
+    def carry_out(self) -> dict[str, Any]:
+        """Stop, copy, switch, start, look; keep it, or put back programs and data together."""
+        from ..engine import upgrades
+
+        since = upgrades.young(self.old, datetime.datetime.now(datetime.UTC))
+        began = time.monotonic()
+        try:
+            spec = upgrades.take_spec(self.old, self.role, self.identity, self.run, self.kind, self.about(), since)
+            taken = self.step("snapshots.take", spec)
+            if self.put:
+                self.step("snapshots.put", {**upgrades.place(self.old), "from": self.put, "leave": list(self.leave)})
+            wanted = taken.get("counts", {}) if self.expected is None else self.expected
+            for plan in self.plans:
+                self._start(plan)
+                self._count(plan, wanted, since)
+            down = time.monotonic() - began
+            report = self._verified()
+        except UnreachableError:
+            raise  # nobody is there to be told; the next `up` puts back what was there
+        except OwnstackError as error:
+            raise self.take_back(error.message, error) from error
+        except KeyboardInterrupt as error:
+            raise self.take_back("it was interrupted") from error
+        done = self.step("snapshots.commit", upgrades.place(self.plan))
+        return {
+            "service": self.role, **self.about(), "snapshot": taken.get("folder", ""), "bytes": taken.get("bytes", 0),
+            "rehearsed": self.rehearsed,
+            "counts": taken.get("counts", {}), "removed": done.get("removed", []), "down_seconds": round(down, 1),
+            "seconds": round(time.monotonic() - began, 1),
+            "checks": [result.as_dict() for result in report.results],
+        }  # fmt: skip
+
+    def _start(self, plan: Plan) -> None:
+        """Switch the links and the configuration, and wait for the service, which may change its data first."""
+        from ..engine import upgrades
+        from ..engine.apply import execute
+        from ..kit import activate
+
+        activate()
+        import deploy
+        from roles import n8n
+
+        execute(self.site.session, deploy.switch, self.listen, plan=plan, names=[self.role])
+        if self.put:
+            from .restore import fill
+
+            fill(self.site, plan)
+        if self.role == "n8n":
+            self.step("n8n.preflight", n8n.preflight_spec(plan))
+        self.step("box.activate", upgrades.start_spec(plan, self.role, self.patience_s))
+
+    def _count(self, plan: Plan, wanted: dict[str, Any], since: str) -> None:
+        from ..engine import upgrades
+        from ..upgrading import losses
+
+        now = self.step("snapshots.counts", upgrades.count_spec(plan, self.role, since))
+        wanted = {**wanted, "vectors": {} if "qdrant" in self.leave else wanted.get("vectors", {})}
+        lost = losses(wanted, now)
+        if lost:
+            raise RunError("; ".join(lost), code="counts")
+
+    def _verified(self) -> VerifyReport:
+        """Everything as planned once more, then what people do: sign in, chat, find a document, run a workflow."""
+        from ..engine import upgrades
+        from ..engine.apply import execute
+        from ..kit import activate
+        from ..verify.runner import verify
+        from .reprovision import wrong
+
+        activate()
+        from deploy import apply
+
+        execute(self.site.session, apply, self.listen, plan=self.plan)
+        report = verify(self.plan, self.site.session, said, upgrades.GATE[self.role])
+        why = wrong(report)
+        if why:
+            raise RunError(why)
+        return report
+
+    def take_back(self, why: str, error: OwnstackError | None = None) -> OwnstackError:
+        """Put back what was there; the error that says why. Where nothing had begun, the error as it was."""
+        from ..engine import upgrades
+        from ..verify.runner import verify
+        from .reprovision import wrong
+        from .restore import again
+
+        back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
+        if not back.get("reverted") and error is not None:
+            return error
+        what = "way back" if self.kind == "rollback" else "upgrade"
+        if back.get("begun", True):
+            again(self.site, self.old, self.listen)
+            message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
+        else:
+            self.step("box.activate", upgrades.start_spec(self.old, self.role, self.patience_s))
+            message, code = f"the {what} of {self.role} did not begin: {why}", f"{self.kind}-reverted"
+            code = error.code if error is not None else code
+        still = wrong(verify(self.old, self.site.session, said, upgrades.GATE[self.role]))
+        hint = "the box runs as before, with its own programs and data"
+        if still:
+            hint = f"its programs and data are those of before, and these checks fail with them too: {still}"
+        return RunError(message, hint=hint, code=code)
+
+
+def carry_out_all(changes: list[Change]) -> list[dict[str, Any]]:
+    """One after the other: what one has reached stays, also where a later one is put back."""
+    done: list[dict[str, Any]] = []
+    for change in changes:
+        try:
+            done.append(change.carry_out())
+        except OwnstackError as error:
+            if done:
+                stays = ", ".join(f"{row['service']} ({words(row)})" for row in done)
+                error.hint = f"{error.hint}; done before it, and kept: {stays}"
+            raise
+    return done
+
+
+def revert(site: Site, spec: dict[str, Any]) -> dict[str, Any]:
+    """Put back. A step of a run that was cut off may go on over there for a moment, and is waited for."""
+    for _ in range(30):
+        try:
+            return site.session.step("snapshots.revert", spec)
+        except RunError as error:
+            if error.code != "busy":
+                raise
+            time.sleep(2)
+    return site.session.step("snapshots.revert", spec)
+
+
+def take_back(site: Site, listen: Listen) -> bool:
+    """Where an upgrade was cut off: put back what was there, or finish it. Whether there was one."""
+    from ..engine import upgrades
+    from ..engine.apply import execute
+    from ..engine.preflight import read_state
+    from ..kit import activate
+    from ..upgrading import filled
+    from .restore import again
+
+    work = site.state.work.get("upgrade", {})
+    if work.get("status") not in (*PENDING, "passed"):
+        return False
+    activate()
+    import deploy
+
+    plan = filled(site.recorded_plan())
+    execute(site.session, deploy.runner, listen, plan=plan)
+    site.session.on_event = listen
+    what = "a way back" if work.get("kind") == "rollback" else "an upgrade"
+    about = f"{what} of {work.get('role')} ({words(work)}) was cut off"
+    if work["status"] == "passed":
+        site.session.step("snapshots.commit", upgrades.place(plan))
+        note(f"{about} at its end: it is finished now")
+        return True
+    revert(site, upgrades.place(plan))
+    site.state = read_state(site.session, plan.layout)
+    again(site, filled(site.recorded_plan()), listen)
+    note(f"{about}: programs and data are as they were before it")
+    return True
+
+
+def words(about: dict[str, Any]) -> str:
+    """From which version to which, in words."""
+    before, after = about.get("from") or {}, about.get("to") or {}
+    return ", ".join(f"{name} {before.get(name, '')} to {after[name]}" for name in after)

@@ -1,0 +1,324 @@
+"""Copies of a service's data that an upgrade can go back to: taken while it stands still, opened, put back whole.
+
+`<run_dir>/upgrade.json` says how far an upgrade or a rollback is; each word is on the disk before work goes on.
+`taking`: the service is being stopped and copied, nothing of it was changed. `taken`: the copy is whole and was opened;
+from here on programs and data may change, and `revert` puts both back, also after a power cut. `passed`: what is there
+now stays, older things are being cleared away. `done`, `reverted`: at an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .backup import alone
+from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
+from .disk import weigh
+from .managers import manager
+from .restore import _remove
+from .snapshots_counts import counts
+from .snapshots_data import HINT, copy_folder, copy_small, n8n_key, opened, put_all, room
+from .snapshots_rehearsal import rehearsal
+
+PENDING = ("taking", "taken", "passed")
+ABOUT = "snapshot.json"
+SPARE = 64 << 20
+AGAIN = "`ownstack up` puts back what was there"
+
+
+def _note(spec: Spec, status: str, **more: Any) -> None:
+    write_json(spec["state"], {**read_json(spec["state"], {}), "status": status, "time": time.time(), **more})
+
+
+def _state(spec: Spec) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(spec["state"], {})
+    return found
+
+
+def _folder(spec: Spec, identity: str) -> str:
+    return os.path.join(spec["var"], "snapshots", os.path.basename(identity))
+
+
+# -------------------------------------------------------------------------------------------------------- space
+
+
+def _weight(path: str) -> int:
+    if not os.path.isdir(path):
+        return os.path.getsize(path) if os.path.exists(path) else 0
+    return weigh(path, set())[0]
+
+
+def space(spec: Spec, emit: Emit) -> Result:
+    """Raises StepError where a snapshot, and a migration that writes all of the data anew, would not fit.
+
+    spec: var, items: [{name, place}]. data: bytes (of the data), free.
+    """
+    needs: dict[int, int] = {}
+    paths: dict[int, str] = {}
+
+    def need(path: str, size: int) -> None:
+        while not os.path.exists(path):
+            path = os.path.dirname(path)
+        device = os.stat(path).st_dev
+        needs[device] = needs.get(device, 0) + size
+        paths[device] = path
+
+    total = 0
+    for item in spec["items"]:
+        size = _weight(item["place"])
+        total += size
+        need(spec["var"], size)
+        need(item["place"], size)
+    need(spec["var"], SPARE)
+    for device, size in needs.items():
+        free = shutil.disk_usage(paths[device]).free
+        if free < size:
+            raise StepError(
+                f"{paths[device]} has {free >> 20} MiB free, a snapshot and what the new version may write take "
+                f"{size >> 20} MiB",
+                hint=f"free space (`ownstack disk`) and run again; {HINT}",
+                code="disk-full",
+            )
+    return {"changed": False, "data": {"bytes": total, "free": shutil.disk_usage(spec["var"]).free}}
+
+
+# ------------------------------------------------------------------------------------------------------- taking
+
+
+def take(spec: Spec, emit: Emit) -> Result:
+    """Stop services, copy what they keep, and open the copy. Programs and data stay as they are.
+
+    spec: id, run (of all that one command does), kind (upgrade, rollback), role, about ({from, to}: component ->
+    version), plan (parts of the plan to come back to), var, state, lock, manifest, secrets_dir, opt, secrets
+    (beginnings of names), units, manager, supervisor,
+    items: [{name, place, databases}], records (names below var), components (below opt), count (see `counts`).
+    data: folder, bytes, counts.
+    """
+    os.umask(0o077)
+    with alone(spec["lock"]):
+        if _state(spec).get("status") in PENDING:
+            raise StepError("an earlier upgrade was cut off", hint=AGAIN, code="upgrade-pending")
+        space(spec, emit)
+        before = counts(spec["count"], emit)["data"]
+        if before["key"]:
+            n8n_key(spec["secrets_dir"], spec["count"]["n8n_data"], os.path.join(spec["var"], "n8n-content.json"))
+        folder = _folder(spec, spec["id"])
+        items = [_item(folder, item) for item in spec["items"]]
+        about = {
+            "id": spec["id"], "run": spec["run"], "kind": spec["kind"], "role": spec["role"], "created": time.time(),
+            **spec["about"], "plan": spec["plan"], "items": items, "records": spec["records"],
+            "secrets": spec["secrets"], "links": _links(spec),
+        }  # fmt: skip
+        with room(folder):
+            os.makedirs(os.path.join(folder, "data"), 0o700)
+            going = {key: value for key, value in about.items() if key != "plan"}
+            write_json(spec["state"], {**going, "status": "taking", "time": time.time(), "units": spec["units"]})
+            _stop(spec, emit)
+            for item in items:
+                progress(emit, f"copying what {item['name']} keeps")
+                copy_folder(item["place"], item["copy"])
+            copy_small(spec, folder)
+            tables = opened(spec, folder, items, emit)
+            os.sync()
+            before["tables"] = tables
+            about["counts"] = before
+            about["bytes"] = sum(_weight(item["copy"]) for item in items)
+            write_json(os.path.join(folder, ABOUT), about, 0o600)
+            sync_folder(os.path.dirname(folder))
+        _note(spec, "taken", counts=before)
+    return {"changed": True, "data": {"folder": folder, "bytes": about["bytes"], "counts": before}}
+
+
+def _item(folder: str, item: Spec) -> dict[str, Any]:
+    place = os.path.realpath(item["place"])
+    name = item["name"]
+    return {**item, "place": place, "copy": os.path.join(folder, "data", name), "had": os.path.isdir(place)}
+
+
+def _links(spec: Spec) -> dict[str, str]:
+    """component -> the release that its `current` link means, as the link says it."""
+    found = {}
+    for name in spec["components"]:
+        with contextlib.suppress(OSError):
+            found[name] = os.readlink(os.path.join(spec["opt"], name, "current"))
+    return found
+
+
+def _stop(spec: Spec, emit: Emit) -> None:
+    if not spec["units"]:
+        return
+    progress(emit, f"stopping {', '.join(spec['units'])}")
+    boss = manager(spec)
+    boss.stop(spec["units"])
+    for unit, now in zip(spec["units"], boss.status(spec["units"])):
+        if now["active"]:
+            raise StepError(f"{unit} did not stop", hint=f"see its log; {HINT}", code="not-stopped")
+
+
+# -------------------------------------------------------------------------------------------------- putting back
+
+
+def revert(spec: Spec, emit: Emit) -> Result:
+    """Put back programs and data as they were at the snapshot; may be run again at any time.
+
+    spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one; may be left out).
+    data: reverted, and where it was begun (whether programs and data may have been others), id, kind, role, from, to.
+    """
+    with alone(spec["lock"]):
+        now = _state(spec)
+        if now.get("status") not in ("taking", "taken") or now["id"] != spec.get("id", now["id"]):
+            return {"changed": False, "data": {"reverted": False}}
+        folder = _folder(spec, now["id"])
+        progress(emit, "putting back what was there")
+        if now["units"]:
+            manager(spec).stop(now["units"])
+        if now["status"] == "taking":
+            _drop(folder)  # first: a disk that it filled has no space for the word
+        else:
+            put_all(spec, folder, now, keep=False)
+            old = os.path.join(folder, os.path.basename(spec["manifest"]))
+            if os.path.exists(old):
+                os.replace(old, spec["manifest"])
+                sync_folder(spec["var"])
+        _note(spec, "reverted")
+        _drop(folder)
+    return {"changed": True, "data": {"reverted": True, "begun": now["status"] == "taken", **_told(now)}}
+
+
+def _told(about: dict[str, Any]) -> dict[str, Any]:
+    return {key: about.get(key) for key in ("id", "kind", "role", "from", "to")}
+
+
+def put(spec: Spec, emit: Emit) -> Result:
+    """After `take`: put the data of an earlier snapshot in the place of today's. The snapshot stays.
+
+    spec: as for `revert`, and from (the earlier snapshot's id), leave (names of items that stay as they are).
+    """
+    with alone(spec["lock"]):
+        if _state(spec).get("status") != "taken":
+            raise StepError("today's data was not copied", hint="run `ownstack rollback` again", code="upgrade-pending")
+        folder = _folder(spec, spec["from"])
+        about = read_json(os.path.join(folder, ABOUT))
+        if about is None:
+            raise StepError(
+                f"there is no snapshot in {folder}", hint="`ownstack status` names them", code="no-snapshot"
+            )
+        for name, target in about["links"].items():
+            if not os.path.isdir(os.path.join(spec["opt"], name, target)):
+                raise StepError(
+                    f"the earlier {name} is gone from {spec['opt']}/{name}",
+                    hint="`ownstack restore` puts a backup back",
+                    code="no-release",
+                )
+        progress(emit, "putting back the data of the snapshot")
+        with room(folder):
+            put_all(spec, folder, about, keep=True, leave=spec.get("leave", ()))
+    return {"changed": True}
+
+
+# --------------------------------------------------------------------------------------------------- afterwards
+
+
+def commit(spec: Spec, emit: Emit) -> Result:
+    """What is there now stays: the last snapshot of the service is kept, older ones and older programs go.
+
+    spec: as for `revert`. data: removed. Run again after it was cut off, it ends the same.
+    """
+    removed: list[str] = []
+    with alone(spec["lock"]):
+        now = _state(spec)
+        if now.get("status") not in ("taken", "passed"):
+            return {"changed": False, "data": {"removed": [], **_told(now)}}
+        _note(spec, "passed")
+        for about in _all(spec):
+            if about["role"] == now["role"] and about["id"] != now["id"]:
+                _drop(_folder(spec, about["id"]))
+                removed.append(_folder(spec, about["id"]))
+        removed += prune(spec["opt"], now["links"])
+        _note(spec, "done", counts={}, items=[])
+    return {"changed": True, "data": {"removed": removed, **_told(now)}}
+
+
+def prune(opt: str, before: dict[str, str]) -> list[str]:
+    """Of each component that moved keep two releases: today's and the one it came from."""
+    removed = []
+    used = {os.path.realpath(path) for path in _interpreters(opt)}
+    for name, target in before.items():
+        base = os.path.join(opt, name)
+        current = os.path.realpath(os.path.join(base, "current"))
+        kept = {current, os.path.realpath(os.path.join(base, target))}
+        folder = os.path.join(base, "releases")
+        if len(kept) < 2 or not os.path.isdir(folder):
+            continue
+        for one in sorted(os.listdir(folder)):
+            path = os.path.realpath(os.path.join(folder, one))
+            if path not in kept and not any(other.startswith(f"{path}/") for other in used):
+                _remove(path)
+                removed.append(path)
+    return removed
+
+
+def _interpreters(opt: str) -> Iterator[str]:
+    """The Pythons that environments of programs were made with."""
+    for component in os.listdir(opt) if os.path.isdir(opt) else []:
+        folder = os.path.join(opt, component, "releases")
+        for one in os.listdir(folder) if os.path.isdir(folder) else []:
+            path = os.path.join(folder, one, "bin", "python")
+            if os.path.islink(path):
+                yield path
+
+
+def _all(spec: Spec) -> list[dict[str, Any]]:
+    """The whole snapshots, oldest first."""
+    top = os.path.join(spec["var"], "snapshots")
+    found = [read_json(os.path.join(top, name, ABOUT)) for name in (os.listdir(top) if os.path.isdir(top) else [])]
+    return sorted((about for about in found if about), key=lambda about: float(about["created"]))
+
+
+def held(spec: Spec, emit: Emit) -> Result:
+    """The snapshots that can be gone back to. spec: var. data: snapshots [{id, role, created, from, to, bytes}]."""
+    rows = []
+    for about in _all(spec):
+        kept = {
+            key: about[key] for key in ("id", "run", "kind", "role", "created", "from", "to", "plan", "counts", "links")
+        }
+        rows.append({**kept, "folder": _folder(spec, about["id"]), "bytes": about["bytes"]})
+    return {"changed": False, "data": {"snapshots": rows}}
+
+
+def drop(spec: Spec, emit: Emit) -> Result:
+    """Remove snapshots. spec: var, state, lock, ids."""
+    with alone(spec["lock"]):
+        now = _state(spec)
+        if now.get("status") in PENDING and now["id"] in spec["ids"]:
+            raise StepError("an upgrade may still go back to it", hint=AGAIN, code="upgrade-pending")
+        there = [path for path in (_folder(spec, one) for one in spec["ids"]) if os.path.isdir(path)]
+        for path in there:
+            _drop(path)
+    return {"changed": bool(there), "data": {"removed": there}}
+
+
+def _drop(folder: str) -> None:
+    """A snapshot first stops being one, then goes."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, ABOUT))
+    _remove(folder)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(folder))
+
+
+STEPS = {
+    "commit": commit,
+    "counts": counts,
+    "drop": drop,
+    "held": held,
+    "put": put,
+    "rehearsal": rehearsal,
+    "revert": revert,
+    "space": space,
+    "take": take,
+}

@@ -1,0 +1,451 @@
+"""`upgrade` and `rollback` as commands: what they say, in which order they work, what they do when a part fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ownstack.cli import run
+from ownstack.engine import carry
+from ownstack.engine.session import Session
+from ownstack.errors import RunError
+from ownstack.verify.check import Check, Outcome
+from tests.cli import standing
+from tests.cli.standing import Box
+from tests.unit import machines
+from tests.unit.test_upgrading import older
+
+COUNTS = {
+    "tables": {"n8n": {"workflows": 3}, "open_webui": {"chats": 5}},
+    "vectors": {"notes": 4},
+    "models": {},
+    "key": "",
+}
+TAKEN = {"folder": "/var/lib/ownstack/snapshots/one", "bytes": 2**20, "counts": COUNTS}
+LOCK = {item.name: item.version for part in machines.plan().roles for item in part.artifacts}
+
+
+def verdict(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome, role: str = "n8n") -> None:
+    """What the check says, one time after the other; the last one for ever."""
+    left = list(outcomes)
+    one = Check("n8n-webhook", "it answers", lambda context: left.pop(0) if len(left) > 1 else left[0], "look", role)
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
+    """A box of an earlier lock: Open WebUI, n8n and Ollama are older than what this one has."""
+    found = standing.stand(monkeypatch)
+    found.state = machines.box(older(machines.plan(), open_webui="0.11.4", n8n="2.40.7", ollama="0.32.15"))
+    file = tmp_path / "artefact"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for name, answer in (
+        ("snapshots.take", TAKEN), ("snapshots.counts", COUNTS), ("snapshots.held", {"snapshots": []}),
+        ("snapshots.commit", {"removed": []}), ("snapshots.revert", {"reverted": True, "begun": True}),
+    ):  # fmt: skip
+        monkeypatch.setitem(standing.ANSWERS, name, answer)
+    verdict(monkeypatch, Outcome.ok("fine"))
+    return found
+
+
+def steps(box: Box) -> list[str]:
+    """The runner's steps that were really carried out, in order."""
+    found = []
+    for command in box.seen.commands:
+        match = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
+        if match and '"dry": true' not in command:
+            found.append(match[1])
+    return found
+
+
+def specs(box: Box, name: str) -> list[dict[str, Any]]:
+    """The specifications with which a step was carried out."""
+    found = []
+    for command in box.seen.commands:
+        if f"{name} --json" in command.replace("'", "") and '"dry": true' not in command:
+            text = command[command.index("{") : command.rindex("}") + 1]
+            found.append(json.loads(text.replace("'\"'\"'", "'")))
+    return found
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: RunError) -> None:
+    """Let one step of the runner fail."""
+    real = Session.step
+
+    def broken(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == step:
+            raise error
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", broken)
+
+
+def snapshot(box: Box, role: str = "n8n", **more: Any) -> dict[str, Any]:
+    """One of before the upgrade of n8n, on a box that has the lock's versions now."""
+    from ownstack.engine.upgrades import take_spec
+
+    before = older(machines.plan(), n8n="2.40.7")
+    spec = take_spec(before, role, "one", "r", "upgrade", {"from": {"n8n": "2.40.7"}, "to": {"n8n": LOCK["n8n"]}}, "")
+    box.state = machines.box(machines.plan())
+    return {
+        "id": "one", "run": "r", "kind": "upgrade", "role": role, "created": time.time(), "plan": spec["plan"],
+        "counts": COUNTS, "links": {}, "bytes": 2**20, "folder": "/var/lib/ownstack/snapshots/one",
+        **spec["about"], **more,
+    }  # fmt: skip
+
+
+def test_check_says_how_old_everything_is_and_changes_nothing(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["upgrade", "--check", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert {row["component"]: (row["from"], row["to"]) for row in data["changes"]} == {
+        "open-webui": ("0.11.4", LOCK["open-webui"]), "n8n": ("2.40.7", LOCK["n8n"]),
+        "ollama": ("0.32.15", LOCK["ollama"]),
+    }  # fmt: skip
+    rows = {row["component"]: row for row in data["components"]}
+    assert rows["n8n"]["floor"] == "2.38.2"
+    assert not rows["n8n"]["below"]
+    assert data["pins"]["age_days"] >= 0
+    assert {row["service"]: row["step"] for row in data["changes"]}["open_webui"] == "major"
+    assert steps(box) == []
+    assert run(["upgrade", "--check", "n8n"]) == 0
+    text = capsys.readouterr().out
+    assert f"n8n 2.40.7 to {LOCK['n8n']}" in text
+    assert "0.11.4" not in text
+    assert steps(box) == []
+
+
+def test_one_service_in_its_order(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 0
+    (row,) = told(capsys)["data"]["done"]
+    assert (row["service"], row["from"], row["to"]) == ("n8n", {"n8n": "2.40.7"}, {"n8n": LOCK["n8n"]})
+    done = steps(box)
+    staged = done.index("npm.install")
+    take = done.index("snapshots.take")
+    started = done.index("n8n.preflight")
+    assert staged < take < started < done.index("snapshots.counts") < done.index("snapshots.commit")
+    assert "box.write_manifest" not in done[:take], "nothing is recorded before the data is safe"
+    assert "snapshots.revert" not in done
+    staging, switching = specs(box, "npm.install")[:2]
+    assert staging["current"] == "/opt/ownstack/n8n/staged"
+    assert switching["current"] == "/opt/ownstack/n8n/current"
+    assert staging["release"] == switching["release"]
+    assert specs(box, "artifacts.remove")[0]["paths"] == sorted(specs(box, "artifacts.remove")[0]["paths"])
+    assert "/opt/ownstack/n8n/staged" in specs(box, "artifacts.remove")[0]["paths"]
+    (taken,) = specs(box, "snapshots.take")
+    assert taken["units"] == ["ownstack-n8n"]
+    assert [item["place"] for item in taken["items"]] == ["/var/lib/ownstack/n8n"]
+    assert taken["secrets"] == ["n8n_"]
+    (start,) = [one for one in specs(box, "box.activate") if one["services"][0].get("give_up")]
+    assert [(one["name"], one["timeout"]) for one in start["services"]] == [("n8n", 1800)]
+    written = specs(box, "box.write_manifest")
+    assert written[0]["values"]["versions"]["n8n"]["version"] == LOCK["n8n"]
+    assert written[0]["values"]["versions"]["open-webui"]["version"] == "0.11.4"
+
+
+def test_all_of_them_one_after_the_other(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["upgrade", "--yes", "--json", "--patience", "77"]) == 0
+    data = told(capsys)["data"]
+    assert [row["service"] for row in data["done"]] == ["ollama", "open_webui", "n8n"]
+    done = steps(box)
+    assert [name for name in done if name in ("snapshots.take", "snapshots.commit")] == [
+        "snapshots.take", "snapshots.commit",
+    ] * 3  # fmt: skip
+    assert done.index("python_env.install") < done.index("snapshots.take"), "all is fetched before anything stops"
+    web = specs(box, "snapshots.take")[1]
+    assert [item["name"] for item in web["items"]] == ["open_webui", "qdrant"], "documents and what finds them"
+    assert web["units"] == ["ownstack-open-webui", "ownstack-qdrant"]
+    engine = specs(box, "snapshots.take")[0]
+    assert [item["place"].rpartition("/")[2] for item in engine["items"]] == ["ollama", "manifests"]
+    assert {one["timeout"] for spec in specs(box, "box.activate") for one in spec["services"] if "give_up" in one} == {
+        77
+    }
+
+
+@pytest.mark.parametrize("fault", ["check", "counts", "start", "key"])
+def test_what_fails_puts_program_and_data_back(
+    fault: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if fault == "check":
+        verdict(monkeypatch, Outcome.failed("no answer came"), Outcome.ok("fine"))
+    if fault == "counts":
+        less = {**COUNTS, "tables": {"n8n": {"workflows": 2}}}
+        monkeypatch.setitem(standing.ANSWERS, "snapshots.counts", less)
+    if fault == "start":
+        failing(monkeypatch, "box.activate", RunError("n8n did not become ready in 9 s", code="not-ready"))
+    if fault == "key":
+        failing(monkeypatch, "n8n.preflight", RunError("another key", code="n8n-key"))
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "upgrade-reverted"
+    words = {
+        "check": "no answer came",
+        "counts": "3 workflows, now 2",
+        "start": "did not become ready",
+        "key": "another key",
+    }
+    assert words[fault] in error["message"]
+    assert error["hint"] == "the box runs as before, with its own programs and data"
+    done = steps(box)
+    assert "snapshots.commit" not in done
+    back = done.index("snapshots.revert")
+    assert {"secrets.fill", "box.activate"} <= set(done[back:]), "the earlier plan is carried out again"
+    assert specs(box, "snapshots.revert")[0]["id"] == specs(box, "snapshots.take")[0]["id"]
+    recorded = [spec["values"]["versions"] for spec in specs(box, "box.write_manifest") if "versions" in spec["values"]]
+    assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"
+
+
+def test_checks_that_fail_with_the_old_version_too_are_said(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    assert "these checks fail with them too: n8n-webhook" in told(capsys)["error"]["hint"]
+
+
+def test_what_was_reached_before_a_failure_stays_and_is_said(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"), Outcome.ok("fine"), role="open_webui")
+    monkeypatch.setattr("ownstack.engine.upgrades.GATE", {"ollama": (), "open_webui": ("open_webui",), "n8n": ()})
+    assert run(["upgrade", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["message"].startswith("the upgrade of open_webui was taken back")
+    assert f"done before it, and kept: ollama (ollama 0.32.15 to {LOCK['ollama']})" in error["hint"]
+    assert len(specs(box, "snapshots.take")) == 2
+
+
+def test_a_snapshot_that_cannot_be_made_begins_nothing(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "snapshots.take", RunError("3 MiB free", code="disk-full"))
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": False})
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    assert told(capsys)["error"]["code"] == "disk-full"
+    assert "box.activate" not in steps(box)
+
+
+def test_what_cannot_be_fetched_switches_nothing(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = standing.runner
+
+    def hash_is_wrong(command: str) -> list[str] | None:
+        if "npm.install" in command and '"dry": true' not in command:
+            event = {"event": "error", "code": "fetch-hash", "message": "another hash", "hint": "later"}
+            return [json.dumps(event)]
+        return answer(command)
+
+    monkeypatch.setattr(standing, "runner", hash_is_wrong)
+    run(["upgrade", "n8n", "--yes", "--json"])
+    out = told(capsys)
+    if out["error"] is not None:  # the fake host has no exit status of a step: its words alone count
+        assert "nothing was switched" in out["error"]["message"]
+        assert "snapshots.take" not in steps(box)
+
+
+def test_nothing_newer_is_no_change(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.state = machines.box(machines.plan())
+    assert run(["upgrade", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert (data["changed"], data["done"]) == (0, [])
+    assert steps(box) == []
+    assert run(["upgrade"]) == 0
+    assert "Nothing is newer: 0 changes." in capsys.readouterr().out
+
+
+def test_without_a_terminal_and_without_yes_it_asks_nobody(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["upgrade", "--json"]) == 2
+    assert told(capsys)["error"]["code"] == "usage"
+    assert "snapshots.take" not in steps(box)
+    assert run(["upgrade", "redis", "--json"]) == 2
+    assert told(capsys)["error"]["code"] == "no-service"
+
+
+def test_what_may_not_move_is_refused_by_name(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.state = machines.box(older(machines.plan(), n8n="99.0.0"))
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    assert told(capsys)["error"]["code"] == "no-upgrade"
+    assert run(["upgrade", "--yes"]) == 0, "others are not hindered by it"
+    assert "n8n 99.0.0 stays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [(["up", "--yes"], status) for status in ("taking", "taken", "passed", "done", "reverted")]
+    + [(["upgrade", "--yes"], "taken"), (["rollback", "--discard"], "taken")],
+)
+def test_one_that_was_cut_off_is_ended_first(
+    command: list[str], status: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {"role": "n8n", "kind": "upgrade", "from": {"n8n": "2.40.7"}, "to": {"n8n": "2.41.1"}}
+    before = machines.box(machines.plan())
+    box.state = before.model_copy(update={"work": {"upgrade": {"status": status, **about}}})
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    assert run(command) == 0
+    said = capsys.readouterr().err
+    done = steps(box)
+    if status in ("taking", "taken"):
+        assert done.index("snapshots.revert") < done.index("secrets.fill")
+        assert "an upgrade of n8n (n8n 2.40.7 to 2.41.1) was cut off: programs and data are as they were" in said
+    elif status == "passed":
+        assert "snapshots.revert" not in done
+        assert "it is finished now" in said
+    else:
+        assert "cut off" not in said
+        assert "snapshots.revert" not in done
+
+
+def test_a_change_of_models_that_was_cut_off_comes_first(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.state = machines.box(machines.plan(), previous_plan=machines.plan().model_dump(mode="json"))
+    assert run(["upgrade", "--yes", "--json"]) == 1
+    assert told(capsys)["error"]["code"] == "unfinished"
+
+
+# -- the way back --------------------------------------------------------------------------------------------
+
+
+def test_rollback_names_what_is_lost_and_goes_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [snapshot(box)]})
+    more = {**COUNTS, "tables": {"n8n": {"workflows": 5}, "open_webui": {"chats": 5}}}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.counts", more)
+    assert run(["rollback", "--json"]) == 2, "nobody was asked"
+    assert told(capsys)["error"]["code"] == "usage"
+    assert "snapshots.take" not in steps(box)
+    assert run(["rollback", "--yes", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert data["lost"] == ["2 workflows of n8n"]
+    assert [row["to"] for row in data["done"]] == [{"n8n": "2.40.7"}]
+    assert "plan" not in data["to"][0]
+    done = steps(box)
+    order = [done.index(name) for name in ("snapshots.take", "snapshots.put", "secrets.fill", "snapshots.commit")]
+    assert order == sorted(order)
+    assert specs(box, "snapshots.put")[0]["from"] == "one"
+    assert specs(box, "snapshots.take")[0]["kind"] == "rollback"
+    assert specs(box, "box.write_manifest")[0]["values"]["versions"]["n8n"]["version"] == "2.40.7"
+
+
+def test_a_rollback_that_does_not_verify_undoes_itself(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [snapshot(box)]})
+    verdict(monkeypatch, Outcome.failed("no answer came"), Outcome.ok("fine"))
+    assert run(["rollback", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "rollback-reverted"
+    assert "the way back of n8n was taken back: n8n-webhook: no answer came" in error["message"]
+    assert "snapshots.commit" not in steps(box)
+
+
+def test_qdrant_that_was_upgraded_since_keeps_its_data(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = snapshot(box, "open_webui")
+    for part in row["plan"]["roles"]:
+        for item in part["artifacts"]:
+            if item["name"] == "qdrant":
+                item["version"] = "1.18.0"
+    row.update({"from": {"open-webui": "0.11.4"}})
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
+    assert run(["rollback", "--yes"]) == 0
+    assert "Qdrant's data stays as it is" in capsys.readouterr().err
+    assert specs(box, "snapshots.put")[0]["leave"] == ["qdrant"]
+
+
+def test_without_a_snapshot_there_is_no_way_back(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rollback", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "no-snapshot"
+    assert "restore" in error["hint"]
+
+
+def test_snapshots_are_shown_and_can_be_discarded(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [snapshot(box)]})
+    assert run(["status", "--json"]) == 0
+    (row,) = told(capsys)["data"]["snapshots"]
+    assert (row["role"], row["bytes"], row["from"]) == ("n8n", 2**20, {"n8n": "2.40.7"})
+    assert run(["status"]) == 0
+    assert f"before n8n 2.40.7 to {LOCK['n8n']}: 1 MiB" in capsys.readouterr().out
+    held = {"folders": [{"name": "snapshots", "path": "/v/snapshots", "kind": "data", "bytes": 9, "older_bytes": 0,
+                         "unread": 0}], "disks": []}  # fmt: skip
+    monkeypatch.setitem(standing.ANSWERS, "box.disk", held)
+    assert run(["disk"]) == 0
+    assert "`ownstack rollback --discard` removes them" in capsys.readouterr().out
+    assert run(["rollback", "--discard", "--json"]) == 2
+    capsys.readouterr()
+    assert run(["rollback", "--discard", "--json", "--yes"]) == 0
+    assert [one["id"] for one in told(capsys)["data"]["removed"]] == ["one"]
+    assert specs(box, "snapshots.drop")[0]["ids"] == ["one"]
+
+
+def test_status_tells_of_an_upgrade_that_was_cut_off(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    for status, shown in (("taken", True), ("done", False), ("reverted", False)):
+        box.state = box.state.model_copy(update={"work": {"upgrade": {"status": status, "role": "n8n"}}})
+        assert run(["status"]) == 0
+        assert ("an upgrade of n8n" in capsys.readouterr().out) == shown
+
+
+# -- rehearsals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "rehearsed"),
+    [(["open_webui"], True), (["open_webui", "--no-rehearse"], False), (["n8n"], False), (["n8n", "--rehearse"], True),
+     (["ollama"], False)],
+)  # fmt: skip
+def test_major_steps_are_rehearsed_and_others_where_it_is_asked(
+    words: list[str], rehearsed: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.rehearsal", {"before": COUNTS, "after": COUNTS})
+    assert run(["upgrade", "--yes", "--json", *words]) == 0
+    (row,) = told(capsys)["data"]["done"]
+    assert row["rehearsed"] == rehearsed
+    done = steps(box)
+    assert ("snapshots.rehearsal" in done) == rehearsed
+    if rehearsed:
+        assert done.index("snapshots.rehearsal") < done.index("snapshots.take")
+        (command,) = [text for text in box.seen.commands if "snapshots.rehearsal" in text]
+        assert f'"{words[0]}": "/opt/ownstack/{words[0]}/staged"' in command
+
+
+def test_a_rehearsal_that_fails_touches_nothing(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {**COUNTS, "tables": {"open_webui": {"chats": 6}}}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.rehearsal", {"before": more, "after": COUNTS})
+    assert run(["upgrade", "open_webui", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "rehearsal-failed"
+    assert "open_webui had 6 chats, now 5" in error["message"]
+    done = steps(box)
+    assert "snapshots.take" not in done
+    assert done[-1] == "artifacts.remove"
+    assert "/opt/ownstack/open_webui/staged" in specs(box, "artifacts.remove")[-1]["paths"]
+
+
+def test_too_little_memory_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "snapshots.rehearsal", RunError("7 MiB of memory are free", code="memory"))
+    assert run(["upgrade", "open_webui", "--yes", "--json"]) == 0
+    said = capsys.readouterr()
+    assert not json.loads(said.out)["data"]["done"][0]["rehearsed"]
+    assert "open_webui is not rehearsed: 7 MiB" in said.err
+    assert run(["upgrade", "open_webui", "--rehearse", "--yes", "--json"]) == 1
+    assert told(capsys)["error"]["code"] == "no-rehearsal"
