@@ -10,6 +10,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host, state
 
 from ownstack.engine import carry, operations, units
+from ownstack.engine.ahead import ask
 from ownstack.engine.facts import StepState
 from ownstack.engine.session import step_command
 from ownstack.plan import ModelChoice, Plan
@@ -24,7 +25,7 @@ def model_file(plan: Plan, model: ModelChoice) -> Generator[StringCommand | File
     artifact = plan.role(NAME).artifact(model.artifact)
     path = f"{plan.layout.var}/work/{artifact.name}.gguf"
     spec = create_spec(plan, model, path)
-    now = host.get_fact(StepState, runner=runner, step="ollama.create", spec=spec)
+    now = ask(StepState, runner=runner, step="ollama.create", spec=spec)
     if not now["changed"]:
         host.noop(f"{model.tag} is there")
         return

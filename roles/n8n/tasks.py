@@ -11,6 +11,7 @@ from pyinfra.context import host
 
 from ownstack.data import lock_hash
 from ownstack.engine import role_tasks, units
+from ownstack.engine.ahead import ask
 from ownstack.engine.facts import StepState
 from ownstack.engine.operations import Commands, Directory, directories, release, release_spec, step
 from ownstack.engine.session import step_command
@@ -49,7 +50,7 @@ def npm_tree(plan: Plan) -> Commands:
     """n8n's packages as one release; package.json and lock are uploaded only where it is not there yet."""
     run = units.runner_python(plan)
     spec = install_spec(plan)
-    now = host.get_fact(StepState, runner=run, step="npm.install", spec=spec)
+    now = ask(StepState, runner=run, step="npm.install", spec=spec)
     if not now["changed"]:
         host.noop(f"n8n {spec['version']} is there")
         return

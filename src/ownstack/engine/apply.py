@@ -16,7 +16,7 @@ from pyinfra.api.state import BaseStateCallback, State
 from pyinfra.context import ctx_host, ctx_state
 
 from ..errors import OwnstackError, RunError, UnreachableError
-from . import carry, units
+from . import ahead, carry, units
 from .session import Session, read_result
 
 Listen = Callable[[dict[str, Any]], None]
@@ -60,6 +60,7 @@ def _progress(listen: Listen, names: dict[str, str]) -> type[BaseStateCallback]:
 def prepared(session: Session, deploy: Callable[..., Any], **arguments: Any) -> Iterator[list[str]]:
     """Declare a deploy's operations on the session's host; gives their hashes in order."""
     session.reset()
+    session.state.check_for_changes = False  # all at once, when it is asked for
     session.layout_runner = units.runner_python(arguments["plan"])
     try:
         with ctx_state.use(session.state):
@@ -78,8 +79,8 @@ def preview(session: Session, deploy: Callable[..., Any], **arguments: Any) -> R
     """What a deploy would change: a good guess, since later operations depend on earlier ones."""
     result = RunResult()
     with prepared(session, deploy, **arguments) as order:
-        for op_hash in order:
-            result.operations.append(OperationResult(_name(session, op_hash), _will_change(session, op_hash)))
+        for op_hash, changes in zip(order, _changes(session, order), strict=True):
+            result.operations.append(OperationResult(_name(session, op_hash), changes))
     return result
 
 
@@ -88,7 +89,7 @@ def execute(session: Session, deploy: Callable[..., Any], listen: Listen, **argu
     result = RunResult()
     with prepared(session, deploy, **arguments) as order:
         names = {op_hash: _name(session, op_hash) for op_hash in order}
-        if not any(_will_change(session, op_hash) for op_hash in order):
+        if not any(_changes(session, order)):
             result.operations = [OperationResult(name, False) for name in names.values()]
             return result
         session.on_event = listen
@@ -118,8 +119,11 @@ def _meta(session: Session, op_hash: str) -> Any:
     return session.state.ops[session.host][op_hash].operation_meta
 
 
-def _will_change(session: Session, op_hash: str) -> bool:
-    return bool(_meta(session, op_hash).will_change)
+def _changes(session: Session, order: list[str]) -> list[bool]:
+    """Whether each operation would change something now."""
+    operations = [session.state.ops[session.host][op_hash].command_generator for op_hash in order]
+    with ctx_state.use(session.state), ctx_host.use(session.host), ahead.gather(operations):
+        return [bool(_meta(session, op_hash).will_change) for op_hash in order]
 
 
 def _collect(session: Session, names: dict[str, str], result: RunResult) -> None:

@@ -47,12 +47,37 @@ class StepState(FactBase[dict[str, Any]]):
     def process(self, output: list[str]) -> dict[str, Any]:
         for line in reversed(output):
             if line.startswith('{"event":'):
-                event = json.loads(line)
-                if event["event"] == "result":
-                    return {"changed": event["changed"], "data": event["data"]}
-                if event["event"] == "error":
-                    return {"changed": True, "data": {}, "error": event}
-        return {"changed": True, "data": {}}
+                return state_of(json.loads(line)) or NOTHING_KNOWN
+        return NOTHING_KNOWN
+
+
+NOTHING_KNOWN: dict[str, Any] = {"changed": True, "data": {}}
+
+
+def state_of(event: dict[str, Any]) -> dict[str, Any] | None:
+    """What the last event of a dry run says; None for an event that is not the last."""
+    if event["event"] == "result":
+        return {"changed": event["changed"], "data": event["data"]}
+    if event["event"] == "error":
+        return {"changed": True, "data": {}, "error": event}
+    return None
+
+
+class StepStates(FactBase[list[dict[str, Any]]]):
+    """The same for many steps, `[name, specification]` each, by one start of the runner; in the order asked."""
+
+    def command(self, runner: str, steps: list[list[Any]]) -> StringCommand:
+        self.number = len(steps)
+        dry = step_command(runner, "dry.steps", {"steps": steps})
+        return StringCommand("if", "[", "-x", QuoteString(runner), "]; then", dry, "|| true; else echo; fi")
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        for line in reversed(output):
+            if line.startswith('{"event": "result"'):
+                events = json.loads(line)["data"].get("events")
+                if events is not None:
+                    return [state_of(event) or NOTHING_KNOWN for event in events]
+        return [NOTHING_KNOWN] * self.number
 
 
 class Accounts(FactBase[dict[str, Any]]):

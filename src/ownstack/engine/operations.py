@@ -19,6 +19,7 @@ from pyinfra.context import host, state
 
 from ..plan import ChosenArtifact, ConfigFile, Plan, Service
 from . import carry, units, zipapp
+from .ahead import ask
 from .facts import Accounts, PathStates, StepState
 from .session import step_command
 
@@ -61,7 +62,7 @@ def _mode(text: str) -> str:
 @operation()
 def accounts(wanted: Iterable[Account]) -> Commands:
     """Make accounts and join them to those of the named groups that exist here."""
-    have = host.get_fact(Accounts)
+    have = ask(Accounts)
     noop = True
     for account in wanted:
         if account.name not in have["users"]:
@@ -84,7 +85,7 @@ def accounts(wanted: Iterable[Account]) -> Commands:
 @operation()
 def directories(wanted: list[Directory]) -> Commands:
     """Make folders with their mode and owner, parents first."""
-    states = host.get_fact(PathStates, paths=[item.path for item in wanted])
+    states = ask(PathStates, paths=[item.path for item in wanted])
     noop = True
     for item, now in zip(wanted, states, strict=True):
         if now["kind"] != "directory":
@@ -105,7 +106,7 @@ def directories(wanted: list[Directory]) -> Commands:
 @operation()
 def config_files(wanted: list[ConfigFile]) -> Commands:
     """Write files that hold no secret: uploaded under a temporary name, then renamed with mode and owner."""
-    states = host.get_fact(PathStates, paths=[item.path for item in wanted]) if wanted else []
+    states = ask(PathStates, paths=[item.path for item in wanted]) if wanted else []
     noop = True
     for item, now in zip(wanted, states, strict=True):
         data = item.content.encode()
@@ -127,7 +128,7 @@ def config_files(wanted: list[ConfigFile]) -> Commands:
 def step(plan: Plan, step_name: str, spec: dict[str, Any]) -> Commands:
     """A runner step as an operation: nothing to do when the step's dry run says so."""
     runner = units.runner_python(plan)
-    now = host.get_fact(StepState, runner=runner, step=step_name, spec=spec)
+    now = ask(StepState, runner=runner, step=step_name, spec=spec)
     if not now["changed"]:
         host.noop(f"{step_name}: nothing to do")
         return
@@ -142,7 +143,7 @@ def release(plan: Plan, artifact: ChosenArtifact, component: str = "") -> Comman
     """
     runner = units.runner_python(plan)
     spec = release_spec(plan, artifact, component or artifact.name)
-    now = host.get_fact(StepState, runner=runner, step="artifacts.release", spec=spec)
+    now = ask(StepState, runner=runner, step="artifacts.release", spec=spec)
     if not now["changed"]:
         host.noop(f"{artifact.name} {artifact.version} is there")
         return
@@ -201,7 +202,7 @@ def runner(plan: Plan, python: str) -> Commands:
     layout = plan.layout
     release = layout.release("base", plan.kit_version, digest)
     current = layout.current("base")
-    states = host.get_fact(PathStates, paths=[f"{release}/runner", current])
+    states = ask(PathStates, paths=[f"{release}/runner", current])
     wanted = f"releases/{release.rsplit('/', 1)[1]}"
     if states[0]["kind"] == "file" and states[1]["kind"] == "link" and states[1]["mode"] == wanted:
         host.noop("the runner is there")
@@ -221,7 +222,7 @@ def runner(plan: Plan, python: str) -> Commands:
 def bootstrap_python(plan: Plan, artifact: ChosenArtifact) -> Commands:
     """Python for a host that has none: unpacked by tar, because the runner itself needs it."""
     release = plan.layout.release("python", artifact.version, artifact.digest)
-    if host.get_fact(PathStates, paths=[f"{release}/.ownstack-release.json"])[0]["kind"] == "file":
+    if ask(PathStates, paths=[f"{release}/.ownstack-release.json"])[0]["kind"] == "file":
         host.noop("Python is there")
         return
     if not state.is_executing:
@@ -251,7 +252,7 @@ def packages(plan: Plan, wanted: list[str]) -> Commands:
 
     Which were added is recorded, so that `down --purge` takes them back.
     """
-    have = host.get_fact(PathStates, paths=[f"/usr/bin/{name}" for name in wanted])
+    have = ask(PathStates, paths=[f"/usr/bin/{name}" for name in wanted])
     missing = [name for name, state in zip(wanted, have, strict=True) if state["kind"] == "none"]
     if not missing:
         host.noop("all system packages are there")
@@ -287,7 +288,7 @@ def python_env(plan: Plan, component: str, lock: str, version: str = "") -> Comm
         "cache": f"{plan.layout.var}/work/uv-cache",
     }
     run = units.runner_python(plan)
-    if not host.get_fact(StepState, runner=run, step="python_env.install", spec=spec)["changed"]:
+    if not ask(StepState, runner=run, step="python_env.install", spec=spec)["changed"]:
         host.noop(f"the environment of {component} is there")
         return
     path = str(spec["lock"])
@@ -307,7 +308,7 @@ def farewell(plan: Plan, purge: bool, accounts: list[Account], packages: list[st
     above = layout.opt.rpartition("/")[0]
     if above.endswith("/ownstack"):  # a user's programs lie one folder deeper
         yield StringCommand("rmdir", "--ignore-fail-on-non-empty", QuoteString(above))
-    have = host.get_fact(Accounts)
+    have = ask(Accounts)
     for account in accounts:
         if account.name in have["users"]:
             yield StringCommand("userdel", QuoteString(account.name))
