@@ -72,11 +72,6 @@ def release(plan: Plan) -> str:
     return plan.layout.release(NAME, lock.version, hashlib.sha256(text.encode()).hexdigest())
 
 
-def folders(plan: Plan, writable: bool) -> tuple[str, ...]:
-    """The host folders that the settings bind into n8n."""
-    return tuple(path for name, path, write in plan.folders if name.split(":")[0] == NAME and write == writable)
-
-
 def reachable(plan: Plan) -> tuple[list[str], list[str]]:
     """Address ranges and host names that workflows may reach although they are private."""
     part = plan.role(NAME)
@@ -113,7 +108,7 @@ def files(plan: Plan) -> list[ConfigFile]:
         disabled_modules=DISABLED_MODULES,
         allowed_ranges=ranges,
         allowed_names=names,
-        file_folders=[f"{data}/files", *folders(plan, True), *folders(plan, False)],
+        file_folders=[f"{data}/files", *plan.bound(NAME, True), *plan.bound(NAME, False)],
         excluded_nodes=EXCLUDED_NODES,
         open_network=part.network == "internet",
         content_policy=CONTENT_POLICY,
@@ -139,8 +134,8 @@ def services(plan: Plan) -> list[Service]:
             requires=(env_path(plan), gate_path(plan), entry(plan)),
             ports=(part.ports["port"], part.ports["broker_port"]),
             state_directory=data,
-            writable=folders(plan, True),
-            readable=folders(plan, False),
+            writable=plan.bound(NAME, True),
+            readable=plan.bound(NAME, False),
             network=part.network,
             jit=True,
             netlink=True,

@@ -73,9 +73,7 @@ def environment(plan: Plan) -> dict[str, str]:
 def services(plan: Plan) -> list[Service]:
     data = plan.layout.data(NAME)
     gpu = plan.engine != "cpu"
-    bound = [
-        (path, write) for name, path, write in plan.folders if name.startswith("ollama:") and path != models_dir(plan)
-    ]
+    models = models_dir(plan)
     return [
         Service(
             name=NAME,
@@ -86,8 +84,8 @@ def services(plan: Plan) -> list[Service]:
             ports=(plan.role(NAME).ports["port"],),
             child_ports=True,
             state_directory=data,
-            writable=(models_dir(plan), *[path for path, write in bound if write]),
-            readable=tuple(path for path, write in bound if not write),
+            writable=(models, *[path for path in plan.bound(NAME, True) if path != models]),
+            readable=tuple(path for path in plan.bound(NAME, False) if path != models),
             groups=("render", "video") if gpu else (),
             network=plan.role(NAME).network,
             gpu=gpu,

@@ -107,6 +107,8 @@ def services(plan: Plan) -> list[Service]:
             requires=(env_path(plan), serve_path(plan)),
             ports=(part.ports["port"],),
             state_directory=data,
+            writable=plan.bound(NAME, True),
+            readable=plan.bound(NAME, False),
             network=part.network,
             # the full set's libraries want executable stacks; the box's own set runs without
             jit=bool(part.settings.get("full")),

@@ -32,6 +32,8 @@ def services(plan: Plan) -> list[Service]:
             requires=(config_path(plan),),
             ports=(plan.role(NAME).ports["port"],),
             state_directory=data,
+            writable=plan.bound(NAME, True),
+            readable=plan.bound(NAME, False),
             network=plan.role(NAME).network,
             ready_path="/readyz",
             start_timeout_s=120,

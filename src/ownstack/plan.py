@@ -259,6 +259,10 @@ class Plan(Frozen):
     def model(self, use: ModelUse) -> ModelChoice | None:
         return next((m for m in self.models if m.use == use), None)
 
+    def bound(self, role: str, write: bool) -> tuple[str, ...]:
+        """The host folders that the settings bind into a role's service: those to write to, or the others."""
+        return tuple(path for name, path, may in self.folders if name.split(":")[0] == role and may == write)
+
     def account(self, service: str) -> str:
         """The account and group a service runs under; empty where all run as the one user."""
         return self.layout.user(service) if self.system else ""

@@ -24,6 +24,7 @@ from tests.unit import machines
 ANSWERS: dict[str, dict[str, Any]] = {
     "box.logs": {"text": "one\ntwo\n"},
     "open_webui.drift": {"drift": []},
+    "box.missing": {"missing": []},
     "box.disk": {"folders": [], "disks": []},
     "box.state": {"manifest": {}, "releases": {}, "services": {}, "work": {}},
     "ollama.ensure": {"present": [], "missing": [], "wrong": {}},

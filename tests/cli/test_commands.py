@@ -231,6 +231,19 @@ def test_status_is_1_where_a_service_does_not_run(box: Box, capsys: pytest.Captu
     assert not any(service["running"] for service in answer["data"]["services"])
 
 
+def test_status_names_the_folder_that_a_service_misses(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.running = False
+    monkeypatch.setitem(standing.ANSWERS, "box.missing", {"missing": ["/mnt/disk"]})
+    assert run(["status"]) == 1
+    assert "/mnt/disk is not there: mount or make it, and the service starts by itself" in capsys.readouterr().out
+    assert run(["status", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert "ollama (/mnt/disk is not there)" in error["message"]
+    assert error["hint"].startswith("mount or make it")
+
+
 def test_status_names_what_drifted_and_old_pins(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

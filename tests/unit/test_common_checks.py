@@ -29,6 +29,7 @@ class Found:
     listening: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
+    gone: list[str] = field(default_factory=list)
     walls: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,6 +40,8 @@ class Found:
     def step(self, name: str, **spec: Any) -> dict[str, Any]:
         if name == "box.ports":
             return {"listening": self.listening}
+        if name == "box.missing":
+            return {"missing": [path for path in spec["paths"] if path in self.gone]}
         assert name == "box.state"
         now = {"active": self.active, "enabled": self.enabled, "state": "active", "recorded": self.recorded, "pid": 7}
         return {"services": {"qdrant": now}}
@@ -62,6 +65,14 @@ class Found:
             return SimpleNamespace(stdout="\n\n".join("\n".join(block) for block in blocks) + "\n")
 
         return SimpleNamespace(file=file, run=run, user=lambda name: SimpleNamespace(uid=990))
+
+
+def test_a_bound_folder_that_is_not_there_is_named(found: Found) -> None:
+    found.plan = found.plan.model_copy(update={"folders": (("qdrant:disk", "/mnt/disk", True),)})
+    found.gone = ["/mnt/disk"]
+    assert status(found, "qdrant-runs") == "ok: active, enabled", "what runs needs nothing"
+    found.active = False
+    assert status(found, "qdrant-runs") == "failed: active, enabled: /mnt/disk is not there"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from ownstack.engine import units
 from ownstack.plan import Plan
+from ownstack.verify import common
 from roles import roles_of
 from tests.unit import machines
 
@@ -90,6 +91,19 @@ def test_no_service_waits_for_another_at_its_start(tmp_path: Path) -> None:
             if re.match(r"(After|Before|Requires|Requisite|Wants|BindsTo|PartOf|Upholds)=", line)
         ]  # fmt: skip
         assert ordered == ["After=network.target"], path.name
+
+
+@pytest.mark.parametrize("name", ["ollama", "open_webui", "n8n", "qdrant"])
+def test_every_service_sees_the_folders_that_are_bound_into_it(name: str) -> None:
+    given = {
+        f"folders.{key}.{word}": value
+        for key, write in (("docs", False), ("out", True))
+        for word, value in (("path", f"/srv/{key}"), ("service", name), ("write", write))
+    }
+    made = machines.plan(flags=given)
+    for role, service in common.services(made):
+        assert ("/srv/out" in service.writable) == (role == name)
+        assert ("/srv/docs" in service.readable) == (role == name)
 
 
 def test_the_judge_sees_a_missing_wall(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def gather(site: Site) -> dict[str, Any]:
                     "name": service.name, "running": bool(now.get("active")), "state": now.get("state", "unknown"),
                     "enabled": bool(now.get("enabled")), "pid": now.get("pid", 0), "ports": list(service.ports),
                     "network": service.network, "unit": plan.layout.unit(service.name),
+                    "missing": [] if now.get("active") else missing(site, [*service.writable, *service.readable]),
                 }
             )  # fmt: skip
     floors = site.data.floors
@@ -61,6 +62,14 @@ def gather(site: Site) -> dict[str, Any]:
         "snapshots": [public(row) for row in snapshots(site, plan)],
         "absent_protections": list(plan.absent_protections),
     }
+
+
+def missing(site: Site, paths: list[str]) -> list[str]:
+    """Folders of a service that are not there: it does not start without them."""
+    try:
+        return list(site.session.step("box.missing", {"paths": paths})["missing"]) if paths else []
+    except RunError:  # the box's runner is older than this question
+        return []
 
 
 def hardware_changes(site: Site, plan: Plan) -> list[str]:
@@ -135,6 +144,8 @@ def describe_gpu_watch(data: dict[str, Any]) -> list[str]:
 
 
 def show(data: dict[str, Any]) -> None:
+    from ..verify.common import FOLDER_GONE
+
     say(f"Box on {data['host']}, profile {data['profile']}, made by ownstack {data['kit_version']}")
     say(f"  {describe_data(data['data'])}")
     say()
@@ -142,6 +153,8 @@ def show(data: dict[str, Any]) -> None:
         word = style("running", "green") if service["running"] else style(service["state"], "red")
         ports = ", ".join(f"127.0.0.1:{port}" for port in service["ports"])
         say(f"  {service['name']:<12} {word:<10} {ports:<18} {NETWORK[service['network']]}")
+        for path in service["missing"]:
+            say(f"  {'':<12} {path} is not there: {FOLDER_GONE}")
     say()
     for model in data["models"]:
         say(f"  {model['use']:<12} {model['tag']}")
@@ -204,8 +217,16 @@ def status(
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file) as site:
         data = gather(site)
-    stopped = [service["name"] for service in data["services"] if not service["running"]]
+    stopped = [
+        service["name"] + "".join(f" ({path} is not there)" for path in service["missing"])
+        for service in data["services"]
+        if not service["running"]
+    ]
     hint = "`ownstack start` starts them, `ownstack logs` shows why they ended"
+    if any(service["missing"] for service in data["services"]):
+        from ..verify.common import FOLDER_GONE
+
+        hint = FOLDER_GONE
     error = RunError(f"not running: {', '.join(stopped)}", hint=hint, code="not-running") if stopped else None
     if as_json:
         emit_json("status", data, error)

@@ -283,6 +283,11 @@ def _family(pid: int) -> dict[str, int]:
     return total
 
 
+def missing(spec: Spec, emit: Emit) -> Result:
+    """Which of `paths` are not there. Reads only."""
+    return {"changed": False, "data": {"missing": [path for path in spec["paths"] if not os.path.exists(path)]}}
+
+
 def ready(spec: Spec, emit: Emit) -> Result:
     """Wait for one address. spec: url, seconds, what."""
     return {"changed": False, "data": {"seconds": wait_ready(spec["url"], spec["seconds"], spec["what"])}}
@@ -294,6 +299,7 @@ STEPS = {
     "disk": disk.usage,
     "logs": logs,
     "memory": memory,
+    "missing": missing,
     "ports": ports,
     "ready": ready,
     "retire": retire,

@@ -9,6 +9,9 @@ from ..engine.preflight import state_spec
 from ..plan import Plan, Service
 from .check import Check, Context, Outcome
 
+# systemd tries again every two seconds
+FOLDER_GONE = "mount or make it, and the service starts by itself; or take it out of [folders] and run `ownstack up`"
+
 
 def services(plan: Plan) -> list[tuple[str, Service]]:
     from roles import roles_of
@@ -25,8 +28,12 @@ def _runs(service: Service) -> Callable[[Context], Outcome]:
     def run(context: Context) -> Outcome:
         now = _status(context).get(service.name, {})
         measured = f"{now.get('state', 'not known')}, {'enabled' if now.get('enabled') else 'not enabled'}"
-        good = now.get("active") and now.get("enabled")
-        return (Outcome.ok if good else Outcome.failed)(measured, pid=now.get("pid"), restarts=now.get("restarts"))
+        if now.get("active") and now.get("enabled"):
+            return Outcome.ok(measured, pid=now.get("pid"), restarts=now.get("restarts"))
+        gone = context.step("box.missing", paths=[*service.writable, *service.readable])["missing"]
+        if gone and not now.get("active"):
+            return Outcome.failed(f"{measured}: {' and '.join(gone)} is not there", FOLDER_GONE, missing=gone)
+        return Outcome.failed(measured, pid=now.get("pid"), restarts=now.get("restarts"))
 
     return run
 
