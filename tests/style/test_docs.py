@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import click
 import pytest
 
-from ownstack.cli import COMMANDS, run
+from ownstack.cli import COMMANDS, cli, run
 from ownstack.settings import load
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,22 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     for name in re.findall(r"(?:\./|`|^    |\n)ownstack ([a-z]+)", page.read_text()):
         assert name in COMMANDS, f"{page.name} names `ownstack {name}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_taken_as_they_are_written(page: Path) -> None:
+    """Each with its words and options, up to what it would do."""
+    for line in re.findall(r"(?m)(?:^ *|`)\./ownstack ([^`\n]+)", page.read_text()):
+        words = shlex.split(line, comments=True)
+        command: click.Command = cli
+        context = click.Context(cli, info_name="ownstack", **cli.context_settings)
+        while isinstance(command, click.Group):
+            found = command.get_command(context, words.pop(0)) if words else None
+            assert found, f"{page.name}: ./ownstack {line}"
+            command = found
+            if isinstance(command, click.Group) and (not words or words[0] not in command.list_commands(context)):
+                break
+        command.make_context("ownstack", words, parent=context).close()
 
 
 def test_settings_of_the_pages_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
