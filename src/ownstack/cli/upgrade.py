@@ -13,6 +13,7 @@ from ..errors import RunError
 from .output import confirm, emit_json, note, say, size
 from .progress import Progress
 from .site import Site, open_site, read_settings, target_options
+from .upgrade_self import with_self
 
 if TYPE_CHECKING:
     from ..choosing.artifacts import Wanted
@@ -121,6 +122,7 @@ def show(data: dict[str, Any], found: Upgrade) -> None:
     metavar="SECONDS",
     help="How long a new version may change its data before it is put back.",
 )
+@with_self
 def upgrade(
     host: str | None, config_file: str | None, sets: tuple[str, ...], sudo_password_file: Path | None,
     as_json: bool, verbose: int, services: tuple[str, ...], yes: bool, check: bool,
