@@ -42,6 +42,8 @@ class Options:
     """What kind of host. `sudo` is what the user `tester` may do; root is always reachable by key.
 
     `lower` are layers of provisioned hosts (Host.freeze), topmost first: the clone keeps their identity.
+    `programs` are layers that hold nothing but programs, so that installing them costs no time once more.
+    `redirect`: folders of a layer can be renamed, as on any other file system (not for hosts that are frozen).
     `shared` are folders of this machine that the host sees under the same path, read-only.
     """
 
@@ -50,6 +52,8 @@ class Options:
     locale: str = "C.UTF-8"
     sudo: Sudo = "free"
     lower: tuple[Path, ...] = ()
+    programs: tuple[Path, ...] = ()
+    redirect: bool = False
     shared: tuple[Path, ...] = ()
 
 
@@ -73,12 +77,14 @@ class Host:
 
     def _clone(self) -> None:
         wanted = self.options
-        stack = [*wanted.lower, *image.layers(wanted.suite, python=wanted.python, locale=wanted.locale)]
+        images = image.layers(wanted.suite, python=wanted.python, locale=wanted.locale)
+        stack = [*wanted.lower, *wanted.programs, *images]
         for part in ("upper", "work", "root", "home/.ssh"):
             (self.folder / part).mkdir(parents=True)
         (self.folder / "record.json").write_text(json.dumps({"group": self.group}))
         lower = ":".join(map(str, stack))
         options = f"lowerdir={lower},upperdir={self.folder}/upper,workdir={self.folder}/work"
+        options += ",redirect_dir=on" if wanted.redirect else ""
         run("mount", "-t", "overlay", self.group, "-o", options, self.root)
 
     def _identify(self) -> None:

@@ -85,18 +85,18 @@ class Lab:
 
 def build(root: Path, say: Callable[[str], None] = print) -> Lab:
     """Make mirror and kit copy below `root` (an existing, empty folder on the cache's file system)."""
-    tables = [_table(path) for path in sorted((KIT / "roles").glob("*/artifacts.toml"))]
+    tables = [table(path) for path in sorted((KIT / "roles").glob("*/artifacts.toml"))]
     made: dict[str, Made] = {}
     missing = []
     for artifact, row in _vendor_rows(tables):
-        source = _registry_row(artifact)
+        source = registry_row(artifact)
         if source is None:
             missing.append(row["url"])
         elif row["url"] not in made:
-            made[row["url"]] = _archive(artifact["name"], row, source, say)
+            made[row["url"]] = archive(artifact["name"], row, source, say)
     mirror = root / "mirror"
     for one in made.values():
-        place = mirror / _place(one.url)
+        place = mirror / place_of(one.url)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.hardlink_to(one.path)
     _by_hash(tables, mirror, say)
@@ -108,13 +108,13 @@ def _by_hash(tables: list[list[Row]], mirror: Path, say: Callable[[str], None]) 
     (mirror / "sha256").mkdir(parents=True)
     for artifacts in tables:
         for artifact in artifacts:
-            row = next((row for row in artifact["variant"] if _fits(row)), None)
+            row = next((row for row in artifact["variant"] if fits(row)), None)
             if row and "url" not in row and "lock" not in row and (row.get("sha256") or row.get("result")):
                 carried = carry.obtain(chosen(artifact["name"], row), say)
                 (mirror / "sha256" / carried.sha256).hardlink_to(carried.path)
 
 
-def _table(path: Path) -> list[Row]:
+def table(path: Path) -> list[Row]:
     artifacts: list[Row] = tomllib.loads(path.read_text())["artifact"]
     for artifact in artifacts:
         for row in artifact["variant"]:
@@ -127,36 +127,36 @@ def _vendor_rows(tables: list[list[Row]]) -> Iterator[tuple[Row, Row]]:
     for artifacts in tables:
         for artifact in artifacts:
             for row in artifact["variant"]:
-                if row.get("url") and _fits(row):
+                if row.get("url") and fits(row):
                     yield artifact, row
 
 
-def _fits(row: Row) -> bool:
+def fits(row: Row) -> bool:
     """Whether the row is for the hosts of the lab, which have no GPU."""
     return row["platform"] in (PLATFORM, "any") and "cpu" in row.get("engines", ["cpu"])
 
 
-def _registry_row(artifact: Row) -> Row | None:
+def registry_row(artifact: Row) -> Row | None:
     for row in artifact["variant"]:
-        if row.get("unpack") and not row.get("url") and _fits(row):
+        if row.get("unpack") and not row.get("url") and fits(row):
             return dict(row)
     return None
 
 
-def _place(url: str) -> Path:
+def place_of(url: str) -> Path:
     """Where a mirror keeps the file of an address, its name as a person would write it."""
     parts = urllib.parse.urlsplit(url)
     return Path(parts.netloc, urllib.parse.unquote(parts.path).lstrip("/"))
 
 
-def _archive(name: str, vendor: Row, source: Row, say: Callable[[str], None]) -> Made:
+def archive(name: str, vendor: Row, source: Row, say: Callable[[str], None]) -> Made:
     """The vendor's archive out of the registry's content, from the cache when it was made before."""
     carried = carry.obtain(chosen(name, source), say)
     version = str(source["version"])
     url = vendor["url"].replace(vendor["version"], version)
     recipe = inspect.getsource(_repack) + inspect.getsource(_like_vendors_ollama) + repr(vendor["unpack"]) + url
     key = hashlib.sha256(f"{carried.sha256}\n{recipe}\n{source.get('unpack')}".encode()).hexdigest()[:16]
-    path = cache().parent / "lab" / f"{key}-{_place(url).name}"
+    path = cache().parent / "lab" / f"{key}-{place_of(url).name}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         say(f"lab: making {path.name}")
@@ -223,12 +223,12 @@ def _like_vendors_ollama(tree: Path) -> None:
     (tree / "build.json").unlink()
 
 
-def languages(lab: Lab, say: Callable[[str], None] = print) -> None:
+def languages(lab: Lab, say: Callable[[str], None] = print, roles: Path = KIT / "roles") -> None:
     """Put the packages of all Python locks in the mirror's `pypi/`, for the Python of Debian 12 (3.11).
 
     Packages with a lock of their own are gathered once per content of the lock.
     """
-    for lock in sorted((KIT / "roles").glob("*/*.lock")):
+    for lock in sorted(roles.glob("*/*.lock")):
         if lock.name.endswith("-full.lock"):
             continue
         folder = cache().parent / "lab" / f"wheels-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
@@ -257,9 +257,8 @@ def for_debian12(lock: str) -> str:
     return re.sub(r"(?m)^(\S+==\S+) ; (.*) \\\n((?:    --hash=.*\n?)+)", judged, lock)
 
 
-def packages_of_n8n(lab: Lab, say: Callable[[str], None] = print) -> None:
+def packages_of_n8n(lab: Lab, say: Callable[[str], None] = print, role: Path = KIT / "roles/n8n") -> None:
     """Put n8n's packages in the mirror's `npm/`: gathered once per content of its lock."""
-    role = KIT / "roles/n8n"
     digest = hashlib.sha256((role / "package-lock.json").read_bytes()).hexdigest()[:16]
     folder = cache().parent / "lab" / f"npm-{digest}"
     if not folder.exists():
@@ -273,7 +272,8 @@ def packages_of_n8n(lab: Lab, say: Callable[[str], None] = print) -> None:
             }  # fmt: skip
             npm.collect(spec, lambda event: say(f"lab: {event.get('what', '')}"))
             (work / "out").rename(folder)
-    run("cp", "-al", folder / "npm", lab.mirror / "npm")
+    (lab.mirror / "npm").mkdir(exist_ok=True)
+    run("cp", "-alf", folder / "npm/.", lab.mirror / "npm")
 
 
 def models(lab: Lab, root: Path) -> Registry:
@@ -282,7 +282,7 @@ def models(lab: Lab, root: Path) -> Registry:
     It serves `smollm2:135m-q8_0`, `smollm2:135m-q4_0` and `all-minilm:22m`; the precision is changed with the engine's
     own tool. `snowflake-arctic-embed:22m` has the weights of all-minilm: another name for the same 384 dimensions.
     """
-    tables = {artifact["name"]: artifact for path in [KIT / "roles/models/artifacts.toml"] for artifact in _table(path)}
+    tables = {artifact["name"]: artifact for path in [KIT / "roles/models/artifacts.toml"] for artifact in table(path)}
     files = {name: carry.obtain(chosen(name, tables[name]["variant"][0]), print) for name in MODELS}
     registry = Registry(root)
     stop = {"stop": ["<|im_start|>", "<|im_end|>"]}
@@ -321,18 +321,18 @@ def _kit(target: Path, made: dict[str, Made]) -> Path:
                 one = made.get(row.get("url", ""))
                 if one is not None:
                     row.update(url=one.url, version=one.version, sha256=one.sha256, size=one.path.stat().st_size)
-                    _lower(floors["floor"], artifact["name"], one.version)
-        path.write_text(_toml(table))
-    (target / "roles/floors.toml").write_text(_toml(floors))
+                    lower(floors["floor"], artifact["name"], one.version)
+        path.write_text(toml(table))
+    (target / "roles/floors.toml").write_text(toml(floors))
     return target
 
 
-def _lower(floors: dict[str, str], name: str, version: str) -> None:
+def lower(floors: dict[str, str], name: str, version: str) -> None:
     if name in floors and version_key(version) < version_key(floors[name]):
         floors[name] = version
 
 
-def _toml(table: Row) -> str:
+def toml(table: Row) -> str:
     """A table as TOML; tables inside are written inline (JSON's strings are TOML's basic strings)."""
     return "".join(f"{_key(key)} = {_value(value)}\n" for key, value in table.items())
 
