@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from . import __version__
 from .choosing.artifacts import Wanted, choose_artifact, upgrade_available
-from .data import version_key
+from .data import Data, version_key
 from .errors import ConfigError, RunError, UnsupportedError
 from .plan import ChosenArtifact, Plan
 from .state import BoxState
@@ -82,6 +82,18 @@ class Upgrade:
 
     def of(self, role: str) -> tuple[Move, ...]:
         return tuple(move for move in self.moves if move.role == role)
+
+
+def newer(plan: Plan, data: Data) -> list[str]:
+    """What of a plan the lock has newer, of the same variants: what can be said without asking any source."""
+    found = []
+    for part in plan.roles:
+        rows = {row["name"]: row["variant"] for row in data.artifacts.get(part.name, [])}
+        for item in part.artifacts:
+            row = next((one for one in rows.get(item.name, ()) if one["id"] == item.variant), None)
+            if row is not None and item.kind != "host" and version_key(row["version"]) > version_key(item.version):
+                found.append(f"{item.name} {item.version} to {row['version']}")
+    return found
 
 
 def step_of(old: str, new: str) -> Step:

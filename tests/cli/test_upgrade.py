@@ -394,6 +394,14 @@ def test_snapshots_are_shown_and_can_be_discarded(
     assert specs(box, "snapshots.drop")[0]["ids"] == ["one"]
 
 
+def test_status_says_what_is_newer(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 0
+    assert f"n8n 2.40.7 to {LOCK['n8n']}" in capsys.readouterr().out
+    box.state = machines.box(machines.plan())
+    assert run(["status", "--json"]) == 0
+    assert told(capsys)["data"]["upgrades"] == []
+
+
 def test_status_tells_of_an_upgrade_that_was_cut_off(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     for status, shown in (("taken", True), ("done", False), ("reverted", False)):
         box.state = box.state.model_copy(update={"work": {"upgrade": {"status": status, "role": "n8n"}}})

@@ -64,6 +64,8 @@ class Box:
             (self.secrets / name).chmod(0o600)
         (self.var / "n8n-content.json").write_text(json.dumps({"key_fingerprint": fingerprint(KEY)}))
         (self.var / "manifest.json").write_text(json.dumps({"versions": "old"}))
+        (folder / "etc/n8n").mkdir()
+        (folder / "etc/n8n/env").write_text("version=2")
         for component in ("open_webui", "n8n", "node"):
             for version in ("1-aa", "2-bb", "3-cc"):
                 (self.opt / component / "releases" / version).mkdir(parents=True)
@@ -93,7 +95,7 @@ class Box:
             id=identity, run=identity, kind="upgrade", role=role, about={"from": {role: "2"}, "to": {role: "3"}},
             plan={"roles": []}, secrets=[f"{name}_" for name in folders], units=[], items=items,
             records=["n8n-content.json"] if role == "n8n" else [], components=[role, "node", "nowhere"], count=count,
-            **more,
+            configuration=[str(self.folder / "etc/n8n/env"), str(self.folder / "etc/never")], **more,
         )  # fmt: skip
 
     def status(self) -> str:
@@ -102,7 +104,7 @@ class Box:
     def content(self) -> dict[str, str]:
         """All that people would miss: rows, bytes, modes, links."""
         found = {}
-        for path in sorted([*self.var.rglob("*"), *self.secrets.rglob("*")]):
+        for path in sorted([*self.var.rglob("*"), *(self.folder / "etc").rglob("*")]):
             name = str(path.relative_to(self.folder))
             if name.startswith(("var/snapshots", "var/run", "var/work")) or name.endswith(("-wal", "-shm")):
                 continue
@@ -129,6 +131,7 @@ class Box:
             opened.execute("CREATE TABLE migrated (id INTEGER)")
             opened.commit()
         (path.parent / "left-by-the-new-one").write_text("x")
+        (self.folder / "etc/n8n/env").write_text("version=3")
         (self.secrets / f"{role}_new_secret").write_text("x\n")
         (self.var / "manifest.json").write_text(json.dumps({"versions": "new"}))
         if role == "n8n":
@@ -459,6 +462,30 @@ def test_a_commit_that_was_cut_off_is_finished(box: Box, monkeypatch: pytest.Mon
     assert box.content() == after
 
 
+@pytest.mark.parametrize("status", ["taking", "taken", "passed", "done"])
+def test_after_a_start_of_the_machine_it_is_ended(status: str, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = box.content()
+    with monkeypatch.context() as patched:
+        if status == "taking":
+            patched.setattr(snapshots, "copy_folder", lambda source, target: (_ for _ in ()).throw(Cut))
+        with contextlib.suppress(Cut):
+            snapshots.take(box.spec(), silent)
+        if status != "taking":
+            box.changed_by_the_new_version()
+        if status == "passed":
+            patched.setattr(snapshots, "prune", lambda opt, links: (_ for _ in ()).throw(Cut))
+        if status in ("passed", "done"):
+            with contextlib.suppress(Cut):
+                snapshots.commit(box.place(), silent)
+    assert box.status() == status
+    after = box.content()
+    told = snapshots.recover(box.place(), silent)
+    assert ("cut off" in told) == (status != "done")
+    assert ("it is finished now" in told) == (status == "passed")
+    assert kept(box.content()) == (before if status in ("taking", "taken") else kept(after))
+    assert snapshots.recover(box.place(), silent) == ""
+
+
 # -- the way back later --------------------------------------------------------------------------------------
 
 
@@ -472,10 +499,11 @@ def test_later_todays_data_stays_aside_and_both_ways_are_open(box: Box) -> None:
     today = box.content()
     snapshots.take({**box.spec(identity="today"), "kind": "rollback"}, silent)
     snapshots.put({**box.place(), "from": "first"}, silent)
+    written_anew = ("var/manifest.json", "etc/n8n/env")  # by whoever goes back
     now = kept(box.content())
-    assert {k: v for k, v in now.items() if k != "var/manifest.json"} == {
-        k: v for k, v in old.items() if k != "var/manifest.json"
-    }
+    for name in written_anew:
+        now.pop(name), old.pop(name)
+    assert now == old
     assert snapshots.revert(box.place(), silent)["data"]["kind"] == "rollback"
     assert box.content() == today, "a way back that fails undoes itself"
     assert [row["id"] for row in snapshots.held(box.place(), silent)["data"]["snapshots"]] == ["first"]

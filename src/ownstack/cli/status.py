@@ -24,6 +24,7 @@ def gather(site: Site) -> dict[str, Any]:
     """Everything that `status` knows, as data."""
     plan = site.recorded_plan()
     from ..kit import activate
+    from ..upgrading import newer
 
     activate()
     from roles import roles_of
@@ -59,6 +60,7 @@ def gather(site: Site) -> dict[str, Any]:
         "gpu_watch": gpu_watch(site, plan),
         "drifted": drifted(site, plan),
         "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
+        "upgrades": newer(plan, site.data),
         "snapshots": [public(row) for row in snapshots(site, plan)],
         "absent_protections": list(plan.absent_protections),
     }
@@ -163,10 +165,8 @@ def show(data: dict[str, Any]) -> None:
     say(f"\n  {describe_backup(data['backup'])}")
     for row in data["snapshots"]:
         say(f"  way back (`ownstack rollback {row['role']}`): {told(row)}")
-    if data["below_floor"]:
-        say(f"\n  below the security floor: {', '.join(data['below_floor'])}")
-    if data["pins_old"]:
-        say(f"\n  the pins were checked {data['pins_age_days']} days ago: look for a newer ownstack")
+    for line in describe_versions(data):
+        say(f"\n  {line}")
     for line in data["hardware_changes"]:
         say(f"\n  changed since the box was made: {line}; `ownstack plan` shows what that means")
     if data["drifted"]:
@@ -176,6 +176,18 @@ def show(data: dict[str, Any]) -> None:
         say(f"  {line}")
     for line in data["absent_protections"]:
         say(f"\n  {line}")
+
+
+def describe_versions(data: dict[str, Any]) -> list[str]:
+    """What is too old, what is newer, and how old the pins themselves are."""
+    found = []
+    if data["below_floor"]:
+        found.append(f"below the security floor: {', '.join(data['below_floor'])}")
+    if data["upgrades"]:
+        found.append(f"upgrade available: {', '.join(data['upgrades'])}; `ownstack upgrade --check` says more")
+    if data["pins_old"]:
+        found.append(f"the pins were checked {data['pins_age_days']} days ago: look for a newer ownstack")
+    return found
 
 
 def going_on(works: dict[str, Any]) -> list[str]:

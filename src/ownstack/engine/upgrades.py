@@ -102,6 +102,18 @@ def _records(plan: Plan, role: str) -> list[str]:
     return [*records, "models.json"] if role == "ollama" else records
 
 
+def _written(plan: Plan, role: str) -> list[str]:
+    """The files that tell the services how to run."""
+    activate()
+    from roles import role as find
+
+    found = []
+    for one in [find(name) for name in covered(plan, role)]:
+        found += [file.path for file in one.files(plan)]
+        found += [file.path for service in one.services(plan) for file in units.unit_files(plan, service)]
+    return found
+
+
 def space_spec(plan: Plan, role: str) -> dict[str, Any]:
     return {"var": plan.layout.var, "items": _items(plan, role)}
 
@@ -160,6 +172,7 @@ def take_spec(
         "plan": {"kit_version": plan.kit_version, "roles": kept, "versions": versions(plan)},
         "secrets": [f"{name}_" for name in covered(plan, role)],
         "units": stopped(plan, role),
+        "configuration": _written(plan, role),
         "items": _items(plan, role),
         "records": _records(plan, role),
         "components": components(plan, [role]),

@@ -21,7 +21,7 @@ from .disk import weigh
 from .managers import manager
 from .restore import _remove
 from .snapshots_counts import counts
-from .snapshots_data import HINT, copy_folder, copy_small, n8n_key, opened, put_all, room
+from .snapshots_data import HINT, copy_folder, copy_small, n8n_key, opened, put_all, put_configuration, room
 from .snapshots_rehearsal import rehearsal
 
 PENDING = ("taking", "taken", "passed")
@@ -94,8 +94,8 @@ def take(spec: Spec, emit: Emit) -> Result:
 
     spec: id, run (of all that one command does), kind (upgrade, rollback), role, about ({from, to}: component ->
     version), plan (parts of the plan to come back to), var, state, lock, manifest, secrets_dir, opt, secrets
-    (beginnings of names), units, manager, supervisor,
-    items: [{name, place, databases}], records (names below var), components (below opt), count (see `counts`).
+    (beginnings of names), units, manager, supervisor, configuration (paths of files that are written anew), items:
+    [{name, place, databases}], records (names below var), components (below opt), count (see `counts`).
     data: folder, bytes, counts.
     """
     os.umask(0o077)
@@ -111,7 +111,7 @@ def take(spec: Spec, emit: Emit) -> Result:
         about = {
             "id": spec["id"], "run": spec["run"], "kind": spec["kind"], "role": spec["role"], "created": time.time(),
             **spec["about"], "plan": spec["plan"], "items": items, "records": spec["records"],
-            "secrets": spec["secrets"], "links": _links(spec),
+            "secrets": spec["secrets"], "links": _links(spec), "configuration": spec["configuration"],
         }  # fmt: skip
         with room(folder):
             os.makedirs(os.path.join(folder, "data"), 0o700)
@@ -165,7 +165,8 @@ def _stop(spec: Spec, emit: Emit) -> None:
 def revert(spec: Spec, emit: Emit) -> Result:
     """Put back programs and data as they were at the snapshot; may be run again at any time.
 
-    spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one; may be left out).
+    spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one; may be left out),
+    units (to stop, where they are not those of the snapshot).
     data: reverted, and where it was begun (whether programs and data may have been others), id, kind, role, from, to.
     """
     with alone(spec["lock"]):
@@ -174,12 +175,14 @@ def revert(spec: Spec, emit: Emit) -> Result:
             return {"changed": False, "data": {"reverted": False}}
         folder = _folder(spec, now["id"])
         progress(emit, "putting back what was there")
-        if now["units"]:
-            manager(spec).stop(now["units"])
+        units = spec.get("units", now["units"])
+        if units:
+            manager(spec).stop(units)
         if now["status"] == "taking":
             _drop(folder)  # first: a disk that it filled has no space for the word
         else:
             put_all(spec, folder, now, keep=False)
+            put_configuration(folder, now["configuration"])
             old = os.path.join(folder, os.path.basename(spec["manifest"]))
             if os.path.exists(old):
                 os.replace(old, spec["manifest"])
@@ -191,6 +194,26 @@ def revert(spec: Spec, emit: Emit) -> Result:
 
 def _told(about: dict[str, Any]) -> dict[str, Any]:
     return {key: about.get(key) for key in ("id", "kind", "role", "from", "to")}
+
+
+def recover(spec: Spec, emit: Emit) -> str:
+    """After a start of the machine: end an upgrade that was cut off. What was done, or ""; spec: as for `revert`.
+
+    Units that run are started again; those that are yet to start are not touched: to stop one would be to cancel that.
+    """
+    now = _state(spec)
+    if now.get("status") not in PENDING:
+        return ""
+    what = f"{'a way back' if now.get('kind') == 'rollback' else 'an upgrade'} of {now.get('role')} had been cut off"
+    if now["status"] == "passed":
+        commit(spec, emit)
+        return f"{what} at its end: it is finished now"
+    boss = manager(spec)
+    up = [unit for unit, state in zip(now["units"], boss.status(now["units"])) if state["active"]]
+    revert({**spec, "units": up}, emit)
+    if up:
+        boss.start(up)
+    return f"{what}: programs and data are as they were before it"
 
 
 def put(spec: Spec, emit: Emit) -> Result:

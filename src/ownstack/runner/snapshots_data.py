@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .artifacts import switch
-from .core import Emit, Spec, StepError, progress, sync_folder
+from .core import Emit, Spec, StepError, progress, sync_folder, write_file
 from .managers import call
 from .restore import _remove, _rename
 from .secrets import NAME, read_secret, write_secret
@@ -54,6 +54,10 @@ def copy_small(spec: Spec, folder: str) -> None:
         if os.path.isfile(path):
             shutil.copy2(path, os.path.join(folder, name))
     os.mkdir(os.path.join(folder, "secrets"), 0o700)
+    os.mkdir(os.path.join(folder, "configuration"), 0o700)
+    for number, path in enumerate(spec["configuration"]):
+        if os.path.isfile(path):
+            shutil.copy2(path, os.path.join(folder, "configuration", str(number)))
     for name in secret_names(spec["secrets_dir"], spec["secrets"]):
         write_secret(os.path.join(folder, "secrets"), name, read_secret(spec["secrets_dir"], name))
 
@@ -137,6 +141,18 @@ def put_all(spec: Spec, folder: str, about: dict[str, Any], keep: bool, leave: A
         if os.path.isdir(os.path.join(base, target)):  # what is gone, whoever puts back makes anew
             switch(os.path.join(base, "current"), os.path.join(base, target))
     os.sync()
+
+
+def put_configuration(folder: str, paths: list[str]) -> None:
+    """Files as they were; whoever puts back writes them anew where the kit writes them otherwise today."""
+    for number, path in enumerate(paths):
+        copy = os.path.join(folder, "configuration", str(number))
+        if os.path.exists(copy):
+            state = os.stat(copy)
+            with open(copy, "rb") as stream:
+                data = stream.read()
+            now = os.stat(path) if os.path.exists(path) else state
+            write_file(path, data, state.st_mode & 0o7777, now.st_uid, now.st_gid)
 
 
 def put_item(item: dict[str, Any], keep: bool) -> None:
