@@ -15,8 +15,8 @@ BACKGROUND = ("chat", "code", "vision", "task")
 
 
 def record(plan: Plan) -> str:
-    """The file that notes where pulled models came from."""
-    return f"{plan.layout.var}/models.json"
+    """The file that notes where pulled models came from. What is pulled into an adopted engine has one of its own."""
+    return f"{plan.layout.var}/{'adopted-models' if plan.adopted is not None else 'models'}.json"
 
 
 def account(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from ownstack.data import load_floors
 from ownstack.plan import ModelChoice, Plan
 from ownstack.verify.check import Check, Context, Outcome
 from roles.models import NAME, ensure_spec, in_background
+from roles.ollama import adopt
 from roles.ollama.checks import engine
 
 MIB = 2**20
@@ -192,7 +193,9 @@ def foreign_engine(context: Context) -> Outcome:
             f"its owner should update it: {floors.why['ollama']}",
             version=found,
         )
-    return Outcome.ok(f"Ollama {found} answers at {context.plan.engine_url}; nothing of it was changed", version=found)
+    held = context.plan.adopted
+    kept = f"adopted: {held.unit}" if held is not None else "nothing of it was changed"
+    return Outcome.ok(f"Ollama {found} answers at {context.plan.engine_url}; {kept}", version=found)
 
 
 def foreign_context(context: Context) -> Outcome:
@@ -255,6 +258,7 @@ def checks(plan: Plan) -> list[Check]:
     if plan.engine_existing:
         its = "what is there is its owner's: nothing is changed from here"
         found.append(Check("models-engine", "The engine in use answers, in a safe version", foreign_engine, its, NAME))
+        found += adopt.checks(plan)
         found.append(Check("models-context", "The engine in use keeps the planned context", foreign_context, its, NAME))
         return found
     if plan.engine != "cpu":

@@ -16,6 +16,7 @@ from ownstack.engine.session import step_command
 from ownstack.plan import ModelChoice, Plan
 from roles import roles_of
 from roles.models import NAME, create_spec, in_background, pull_spec, pulled, record
+from roles.ollama import adopt
 
 
 @operation()
@@ -42,11 +43,13 @@ def install(plan: Plan) -> None:
 
 
 def configure(plan: Plan) -> None:
-    """Nothing to configure."""
+    """An engine that is not ours, where it was adopted: see `roles.ollama.adopt`."""
+    adopt.configure(plan)
 
 
 def activate(plan: Plan) -> None:
     """The small models now, so that all else can start with them; what is not pulled in the background too."""
+    adopt.activate(plan)
     for model in plan.models:
         if model.source == "artifact":
             model_file(name=f"Models: {model.tag}", plan=plan, model=model)
@@ -96,6 +99,10 @@ def remove(plan: Plan, purge: bool) -> None:
         step_name="ollama.pull_stop",
         spec={"manager": plan.manager, "run_dir": units.run_dir(plan)},
     )
+    if plan.adopted is not None and purge:  # what this box pulled into it, and nobody changed since
+        spec = {"url": plan.engine_url, "record": record(plan), "keep": []}
+        operations.step(name="Models: remove what was added", plan=plan, step_name="ollama.prune", spec=spec)
+    adopt.remove(plan)
     if purge:
         paths = [record(plan), *[f"{plan.layout.opt}/{artifact.name}" for artifact in plan.role(NAME).artifacts]]
         if plan.has("ollama") and not any(name == "ollama:models" for name, _, _ in plan.folders):

@@ -18,7 +18,7 @@ from ownstack.engine.session import step_command
 from ownstack.kit import data_path
 from ownstack.plan import Plan
 from roles import n8n
-from roles.n8n import NAME, ROLE
+from roles.n8n import NAME, ROLE, maintain
 
 ADDON = "build/Release/node_sqlite3.node"
 
@@ -78,6 +78,7 @@ def configure(plan: Plan) -> None:
     account = plan.account(NAME)
     exchange = Directory(f"{plan.layout.data(NAME)}/files", "0700", account, account)
     directories(name="n8n: folder for files", wanted=[exchange])
+    maintain.configure(plan)
 
 
 def activate(plan: Plan) -> None:
@@ -85,16 +86,18 @@ def activate(plan: Plan) -> None:
     role_tasks.activate(plan, ROLE)
     step(name="n8n: owner and the kit's key", plan=plan, step_name="n8n.setup", spec=n8n.setup_spec(plan))
     step(name="n8n: credentials and demo", plan=plan, step_name="n8n.content", spec=n8n.content_spec(plan))
+    maintain.activate(plan)
 
 
 def remove(plan: Plan, purge: bool) -> None:
+    maintain.remove(plan)
     role_tasks.remove(plan, ROLE, purge)
     if purge:
         step(
             name="n8n: record",
             plan=plan,
             step_name="artifacts.remove",
-            spec={"paths": [n8n.record_path(plan)]},
+            spec={"paths": [n8n.record_path(plan), maintain.state_file(plan)]},
         )
 
 

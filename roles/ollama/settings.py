@@ -37,12 +37,14 @@ EXTRA_ENV = {
 
 
 class Settings(Frozen):
-    use: Literal["own", "existing"] = Field(
-        "own", description="Install Ollama, or use one that is there already (see `url`), which is left as it is."
+    use: Literal["own", "existing", "adopt"] = Field(
+        "own",
+        description="Install Ollama; or use one that is there already (see `url`), left as it is; or adopt a service "
+        "of this machine: it gets one drop-in with the box's settings, and `down` gives it back.",
     )
     url: str = Field(
         "http://127.0.0.1:11434",
-        description='Address of the existing Ollama, with `use = "existing"`.',
+        description='Address of the existing Ollama, with `use = "existing"` or `"adopt"`.',
         pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?/?$",
     )
     port: int = Field(11434, ge=1024, le=65535, description="Loopback port of the engine.")

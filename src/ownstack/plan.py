@@ -206,6 +206,16 @@ class Schedule(Frozen):
     settings: dict[str, Any] = Field(default_factory=dict)  # what the backup says of the settings
 
 
+class Adopted(Frozen):
+    """An Ollama that was there before the box, as its engine: one drop-in is added to its unit, and nothing else."""
+
+    unit: str
+    path: str  # of the unit's own file
+    dropin: str
+    version: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+
+
 class Plan(Frozen):
     """What will be done on one host, and why. Made by `choose`, carried out by `apply`."""
 
@@ -227,6 +237,8 @@ class Plan(Frozen):
     gpu_names: tuple[str, ...] = ()
     engine_url: str = "http://127.0.0.1:11434"
     engine_existing: bool = False
+    adopted: Adopted | None = None
+    given_back: Adopted | None = None  # what the box had adopted until now
     roles: tuple[RolePlan, ...]
     # what the box had until now: services and programs go, data stays
     retired: tuple[RolePlan, ...] = ()

@@ -53,7 +53,7 @@ ANYWHERE: dict[str, list[str]] = {
 }
 
 # they have files of their own
-OWN_TESTS = {"fit", "bench", "backup", "restore", "upgrade", "rollback"}
+OWN_TESTS = {"fit", "bench", "backup", "restore", "upgrade", "rollback", "import"}
 
 
 @pytest.fixture(autouse=True)

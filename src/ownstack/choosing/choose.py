@@ -14,7 +14,7 @@ from ..plan import ChosenArtifact, EngineParts, HostIdentity, Layout, Plan, Role
 from ..settings import Settings
 from ..state import BoxState, SourceReport
 from ..vectors import prefix_for
-from . import host, models
+from . import adopting, host, models
 from .artifacts import Wanted, check_obtainable, choose_artifact, upgrade_available
 
 SMALL_MEMORY = 7.5 * 2**30  # a machine sold with 8 GB shows a little less
@@ -31,6 +31,8 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
     root = host.as_root(report, settings)
     manager, absent = host.process_manager(report, root)
     roles = _roles(report, settings, state, reasons)
+    if manager == "supervisord" and "n8n" in roles:
+        absent.append("nothing makes n8n's database smaller by itself here: there is no timer without systemd")
     platform = f"linux-{report.cpu.architecture}"
     picked = models.choose(report, settings, data, sources, state, roles)
     want = Wanted(
@@ -43,6 +45,11 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
     parts = _base_settings(parts, report, layout)
     memory, disk = host.role_needs(roles)
     warnings += _another_ollama(report, roles, state)
+    adopted = adopting.adopted(report, settings, state, manager, picked.models) if "models" in roles else None
+    before = adopting.recorded(state)
+    told = adopting.words(adopted, before)
+    reasons += told[0]
+    warnings += told[1]
     retired = _retired(roles, state)
     warnings += [f"{part.name} is left out now: its service and program go, its data stays" for part in retired]
     plan = Plan(
@@ -64,6 +71,8 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
         gpu_names=tuple(gpu.name for gpu in report.gpus if gpu.usable),
         engine_url=picked.engine_url,
         engine_existing=picked.engine_existing,
+        adopted=adopted,
+        given_back=before if before is not None and (adopted is None or adopted.dropin != before.dropin) else None,
         roles=parts,
         retired=retired,
         models=picked.models,
@@ -97,8 +106,10 @@ def _recorded(state: BoxState) -> dict[str, Any]:
 
 def _roles(report: HardwareReport, settings: Settings, state: BoxState, reasons: list[str]) -> tuple[str, ...]:
     roles = settings.wanted_roles()
-    if settings.role("ollama").use == "existing":
+    use = settings.role("ollama").use
+    if use != "own":
         roles = tuple(name for name in roles if name != "ollama")
+    if use == "existing":
         reasons.append(f"the Ollama at {settings.role('ollama').url} is used as it is")
     if "open_webui" in roles and "qdrant" not in roles:
         raise ConfigError("open_webui keeps its vectors in qdrant", hint='add "qdrant" to `roles`', code="role-needs")
@@ -118,7 +129,7 @@ def _another_ollama(report: HardwareReport, roles: tuple[str, ...], state: BoxSt
         return []
     what = ", ".join(filter(None, [found.version and f"version {found.version}", found.unit or found.binary]))
     text = f"an Ollama is on this machine already{f' ({what})' if what else ''}, and this plan installs one of its own"
-    return [f'{text}; `[ollama] use = "existing"` takes that one instead, as it is']
+    return [f'{text}; `[ollama] use = "existing"` takes that one instead, as it is; "adopt" makes it the box\'s engine']
 
 
 def _retired(roles: tuple[str, ...], state: BoxState) -> tuple[RolePlan, ...]:

@@ -13,6 +13,7 @@ from ..settings import Settings
 from ..state import BoxState, SourceReport
 from .models import Picked
 
+CONTEXT = 8192  # tokens
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -70,12 +71,12 @@ def _choose(
     pin = getattr(models, use)
     there = [short(name) for name in state.existing_models]
     if pin and short(pin) in there:
-        return _known(pin, use, report, data, "you named it")
+        return _known(pin, use, report, data, "you named it", _context(settings, use))
     suited = [name for name in there if use in _capabilities(name, data)]
     if suited and not pin:
         ranks = data.fit.ranks.get("chat", {})
         best = max(suited, key=lambda name: (ranks.get(name, 0.0), name))
-        return _known(best, use, report, data, "the best of what the engine has")
+        return _known(best, use, report, data, "the best of what the engine has", _context(settings, use))
     if not models.may_add_models:
         what = f"{pin} is not there" if pin else f"it has no model for {use} that this kit knows"
         raise ConfigError(
@@ -95,14 +96,24 @@ def _capabilities(name: str, data: Data) -> frozenset[str]:
     return frozenset(entry.capabilities)
 
 
-def _known(name: str, use: ModelUse, report: HardwareReport, data: Data, why: str) -> ModelChoice:
-    dimension = None
+def _context(settings: Settings, use: ModelUse) -> int:
+    """The context that an adopted engine is given; 0 where its owner's settings stand."""
+    if settings.role("ollama").use != "adopt" or use != "chat":
+        return 0
+    return int(settings.role("models").context or settings.role("ollama").context or CONTEXT)
+
+
+def _known(name: str, use: ModelUse, report: HardwareReport, data: Data, why: str, context: int) -> ModelChoice:
+    """A model of the engine as it is; with a context, what it will take then, where the catalogue knows it."""
+    own = {"name": name, "tag": name, "source": "existing", "reasons": (why,)}
     try:
         entry, _ = data.fit.catalogue.find(name)
-        dimension = entry.dimension
     except ConfigError:
-        pass
-    return ModelChoice(use=use, name=name, tag=name, source="existing", dimension=dimension, reasons=(why,))
+        return ModelChoice.model_validate({"use": use, "context": context, **own})
+    if not context:
+        return ModelChoice.model_validate({"use": use, "dimension": entry.dimension, **own})
+    made = describe(data.fit, name, report, use=use, context=min(context, entry.context or context))
+    return made.model_copy(update={**own, "download_bytes": None, "digest": ""})
 
 
 def _added(use: ModelUse, pin: str, report: HardwareReport, data: Data) -> ModelChoice:

@@ -122,7 +122,7 @@ def check_ports(report: HardwareReport, plan: Plan, state: BoxState) -> None:
                 report.ollama is not None and report.ollama.listening
             )
             if role.name == "ollama" and key == "port" and theirs:
-                hint = f'to use it as it is, set `[ollama] use = "existing"`; or {hint}'
+                hint = f'to use it as it is, set `[ollama] use = "existing"`, to adopt it "adopt"; or {hint}'
             raise ConfigError(
                 f"port {number} for {role.name} is taken by {describe_port(port)}", hint=hint, code="port-taken"
             )

@@ -49,7 +49,7 @@ def choose(
 ) -> Picked:
     """Keep the recorded models while hardware and wishes are the same; otherwise choose anew."""
     ollama = settings.role("ollama")
-    existing = ollama.use == "existing"
+    existing = ollama.use != "own"
     url = ollama.url if existing else f"http://127.0.0.1:{ollama.port}"
     engine = engine_of(report, settings)
     if "models" not in roles:

@@ -32,6 +32,7 @@ COMMANDS = {
     "password": "password",
     "backup": "backup",
     "restore": "restore",
+    "import": "importing",
     "upgrade": "upgrade",
     "rollback": "rollback",
     "down": "down",
@@ -52,7 +53,8 @@ class Lazy(click.Group):
         module = COMMANDS.get(name)
         if module is None:
             return None
-        found: click.Command = getattr(importlib.import_module(f".{module}", __package__), name.replace("-", "_"))
+        called = "import_" if name == "import" else name.replace("-", "_")
+        found: click.Command = getattr(importlib.import_module(f".{module}", __package__), called)
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -94,6 +96,7 @@ HELP = {
     "password": "Show where the first passwords are, or make new ones.",
     "backup": "Make a backup while everything runs, or check one.",
     "restore": "Put a backup back, here or on a new machine.",
+    "import": "Take over an Open WebUI or n8n that ran elsewhere.",
     "upgrade": "Bring services to newer versions, with a way back.",
     "rollback": "Go back to what a service was before its last upgrade.",
     "down": "Remove services and programs; data stays unless --purge.",

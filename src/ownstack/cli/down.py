@@ -7,24 +7,52 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import RunError
 from .output import confirm, emit_json, note, say
 from .progress import Progress
-from .site import open_site, read_settings, target_options
+from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
 
-def what_goes(plan: Plan, purge: bool, packages: list[str]) -> tuple[list[str], list[str]]:
+def what_goes(
+    plan: Plan, purge: bool, packages: list[str], pulled: list[str] | None = None
+) -> tuple[list[str], list[str]]:
     """What is removed and what stays, in words."""
     layout = plan.layout
     goes = [f"services and units {layout.prefix}-*", f"programs in {layout.opt}"]
     kept = [f"data and models in {layout.var}", f"configuration and secrets in {layout.etc}"]
     if plan.system:
         kept.append(f"the accounts {layout.prefix}-* that own them")
+    if plan.adopted is not None:
+        goes.append(f"{plan.adopted.dropin}: {plan.adopted.unit} runs again as it did before")
+        if pulled:
+            kept.append(f"models that this box pulled into {plan.adopted.unit}: {', '.join(pulled)}")
     if packages:
         kept.append(f"system packages that were added: {', '.join(packages)}")
-    return (goes + kept, [f"backups in {layout.var}-backups, where there are any"]) if purge else (goes, kept)
+    if not purge:
+        return goes, kept
+    stays = [f"backups in {layout.var}-backups, where there are any"]
+    if plan.engine_existing:
+        stays.append("the Ollama that was there, and its models")
+    return goes + kept, stays
+
+
+def pulled_into_adopted(site: Site, plan: Plan) -> list[str]:
+    """Models that the box pulled into an engine that it adopted; none where the engine does not answer."""
+    if plan.adopted is None:
+        return []
+    from ..kit import activate
+
+    activate()
+    from roles.models import record
+
+    try:
+        found = site.session.step("ollama.leftovers", {"url": plan.engine_url, "record": record(plan), "keep": []})
+    except RunError:
+        return []
+    return [row["model"] for row in found["models"]]
 
 
 @click.command()
@@ -43,7 +71,7 @@ def down(
     with open_site(settings, sudo_password_file) as site:
         plan = site.recorded_plan()
         packages = list((site.state.manifest or {}).get("packages_added", []))
-        goes, stays = what_goes(plan, purge, packages)
+        goes, stays = what_goes(plan, purge, packages, pulled_into_adopted(site, plan))
         if not as_json:
             for title, lines in (("Will be removed", goes), ("Stays", stays)):
                 if lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -156,16 +157,33 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     from ..engine import backups
     from ..engine.preflight import read_state
 
-    if site.state.work.get("restore", {}).get("status") not in PENDING:
+    work = site.state.work.get("restore", {})
+    if work.get("status") not in PENDING:
         return False
     plan = site.recorded_plan()
-    make_ready(site, plan)
+    bring_runner(site, plan)
     site.session.on_event = listen
     site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
     site.state = read_state(site.session, plan.layout)
-    again(site, site.recorded_plan(), listen)
-    note("a restore was cut off: the box is as it was before it")
+    now = site.recorded_plan()
+    again(site, now, listen)
+    if now.vectors != plan.vectors and now.has("qdrant"):  # of an import: what was indexed until then
+        with contextlib.suppress(RunError):
+            told_drop = {"url": backups.qdrant_url(now), "secrets_dir": now.layout.secrets, "prefixes": [plan.vectors]}
+            site.session.step("qdrant.drop", told_drop)
+    note(f"{'an import' if work.get('import') else 'a restore'} was cut off: the box is as it was before it")
     return True
+
+
+def bring_runner(site: Site, plan: Plan) -> None:
+    """Bring today's runner; nothing else of the box is touched."""
+    from ..engine.apply import execute
+    from ..kit import activate
+
+    activate()
+    from deploy import ready
+
+    execute(site.session, ready, lambda event: None, plan=plan)
 
 
 def readable(path: str) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def open_site(
         uid = 0 if as_root(report, settings) else report.host.uid or 1
         state = read_state(session, settings.layout(report.host.home, uid))
         ollama = settings.role("ollama")
-        if ollama.use == "existing":
+        if ollama.use != "own":
             state = state.model_copy(update=read_existing(session, ollama.url))
         yield Site(settings, session, report, data, state)
 

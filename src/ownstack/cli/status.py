@@ -59,6 +59,8 @@ def gather(site: Site) -> dict[str, Any]:
         "hardware_changes": hardware_changes(site, plan),
         "gpu_watch": gpu_watch(site, plan),
         "drifted": drifted(site, plan),
+        "maintenance": maintenance(site, plan),
+        "adopted": {"unit": plan.adopted.unit, "version": plan.adopted.version} if plan.adopted else None,
         "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
         "upgrades": newer(plan, site.data),
         "snapshots": [public(row) for row in snapshots(site, plan)],
@@ -120,6 +122,29 @@ def backup_state(site: Site, plan: Plan) -> dict[str, Any]:
         return {}
 
 
+def maintenance(site: Site, plan: Plan) -> dict[str, Any]:
+    """What the last maintenance of n8n's database did; empty where there was none, or where there is no n8n."""
+    if not plan.has("n8n"):
+        return {}
+    from roles.n8n import maintain
+
+    try:
+        return site.session.step("n8n.maintained", {"state": maintain.state_file(plan)})
+    except RunError:  # a box that is older than this
+        return {}
+
+
+def describe_maintenance(data: dict[str, Any]) -> str:
+    """One line on the last maintenance; empty where there was none yet."""
+    if not data.get("time"):
+        return ""
+    when = f"{datetime.datetime.fromtimestamp(data['time']):%Y-%m-%d %H:%M}"
+    if data["did"] == "vacuumed":
+        return f"n8n's database was made smaller {when}: {size(data['before'])}, now {size(data['bytes'])}"
+    why = f" ({data['why']})" if data.get("why") else ""
+    return f"n8n's database, last maintenance {when}: {data['did']}{why}"
+
+
 def describe_backup(data: dict[str, Any]) -> str:
     """One line on the last backup, with its age."""
     last, failed = data.get("last"), data.get("failed")
@@ -145,24 +170,32 @@ def describe_gpu_watch(data: dict[str, Any]) -> list[str]:
     return lines + [f"the graphics card, {told(event)}" for event in data.get("events", [])[-3:]]
 
 
-def show(data: dict[str, Any]) -> None:
+def show_services(data: dict[str, Any]) -> None:
     from ..verify.common import FOLDER_GONE
 
-    say(f"Box on {data['host']}, profile {data['profile']}, made by ownstack {data['kit_version']}")
-    say(f"  {describe_data(data['data'])}")
-    say()
     for service in data["services"]:
         word = style("running", "green") if service["running"] else style(service["state"], "red")
         ports = ", ".join(f"127.0.0.1:{port}" for port in service["ports"])
         say(f"  {service['name']:<12} {word:<10} {ports:<18} {NETWORK[service['network']]}")
         for path in service["missing"]:
             say(f"  {'':<12} {path} is not there: {FOLDER_GONE}")
+    if data["adopted"]:
+        say(f"  {'ollama':<12} adopted: {data['adopted']['unit']}, {data['adopted']['version']}")
+
+
+def show(data: dict[str, Any]) -> None:
+    say(f"Box on {data['host']}, profile {data['profile']}, made by ownstack {data['kit_version']}")
+    say(f"  {describe_data(data['data'])}")
+    say()
+    show_services(data)
     say()
     for model in data["models"]:
         say(f"  {model['use']:<12} {model['tag']}")
     for line in going_on(data["work"]):
         say(f"  {line}")
-    say(f"\n  {describe_backup(data['backup'])}")
+    say()
+    for line in filter(None, (describe_backup(data["backup"]), describe_maintenance(data["maintenance"]))):
+        say(f"  {line}")
     for row in data["snapshots"]:
         say(f"  way back (`ownstack rollback {row['role']}`): {told(row)}")
     for line in describe_versions(data):
@@ -196,8 +229,10 @@ def going_on(works: dict[str, Any]) -> list[str]:
     lines = [describe_work(name, w) for name, w in works.items() if name not in own and w.get("status") != "done"]
     if works.get("upgrade", {}).get("status") in ("taking", "taken", "passed"):
         lines.append(f"an upgrade of {works['upgrade'].get('role')} is going on or was cut off: `ownstack up` ends it")
-    if works.get("restore", {}).get("status") in ("swapping", "swapped"):
-        lines.append("a restore was cut off: `ownstack up` puts back what was there")
+    restore = works.get("restore", {})
+    if restore.get("status") in ("swapping", "swapped"):
+        what = "an import" if restore.get("import") else "a restore"
+        lines.append(f"{what} was cut off: `ownstack up` puts back what was there")
     return lines
 
 

@@ -44,7 +44,7 @@ def plan_for_current_host() -> Plan:
     layout = settings.layout(report.host.home, 0)
     box = read_state(session, layout)
     ollama = settings.role("ollama")
-    if ollama.use == "existing":
+    if ollama.use != "own":
         box = box.model_copy(update=read_existing(session, ollama.url))
     plan = choose(report, settings, data, ask_sources(session, data, settings), box)
     carry.configure(logging.getLogger("pyinfra").info, plan.mirror)  # what is fetched here comes from the mirror too

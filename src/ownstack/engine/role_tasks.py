@@ -119,7 +119,9 @@ def manifest_values(plan: Plan) -> dict[str, Any]:
     The name by which the host was reached is the caller's: from the host itself it is another.
     """
     host = plan.host.model_copy(update={"target": ""})
-    steady = plan.model_copy(update={"host": host, "state_hash": "", "retired": (), "reasons": (), "warnings": ()})
+    steady = plan.model_copy(
+        update={"host": host, "state_hash": "", "retired": (), "given_back": None, "reasons": (), "warnings": ()}
+    )
     services = [
         {
             **units.service_spec(plan, service, role.files(plan)),

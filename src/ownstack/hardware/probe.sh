@@ -293,6 +293,8 @@ probe_ollama() {
         /etc/systemd/system/snap.ollama.listener.service; do
         [ -e "$P$f" ] && e ollama unit "$f"
     done
+    f=${HOME:-/nonexistent}/.config/systemd/user/ollama.service
+    [ -z "$P" ] && [ -e "$f" ] && e ollama unit "$f"
     [ -d "$P/usr/share/ollama/.ollama/models" ] && e ollama models /usr/share/ollama/.ollama/models
     [ -d "${HOME:-/nonexistent}/.ollama/models" ] && [ -z "$P" ] && e ollama models "$HOME/.ollama/models"
     # 11434 = 2CAA

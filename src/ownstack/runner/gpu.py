@@ -442,10 +442,20 @@ def disarm(spec: Spec, emit: Emit) -> Result:
     else:
         ctl = ["systemctl", "--user"] if spec["manager"] == "systemd-user" else ["systemctl"]
         call([*ctl, "disable", "--now", "--quiet", *spec["units"]], check=False)
-    for path in there:
-        os.unlink(path)
+    for path in [*there, *_stamps(spec)]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     manager(spec).forget([])
     return {"changed": True}
+
+
+def _stamps(spec: Spec) -> list[str]:
+    """Where systemd notes when a persistent timer ran last."""
+    if spec["manager"] == "supervisord":
+        return []
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    folder = f"{data}/systemd/timers" if spec["manager"] == "systemd-user" else "/var/lib/systemd/timers"
+    return [f"{folder}/stamp-{unit}" for unit in spec["units"] if unit.endswith(".timer")]
 
 
 STEPS = {"arm": arm, "disarm": disarm, "loop": loop, "settled": settled, "state": state, "watch": watch}

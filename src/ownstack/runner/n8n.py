@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from . import n8n_content
+from . import n8n_content, n8n_maintain
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
 from .http import request, wait_ready
 from .n8n_api import LABEL, api, key_works
@@ -329,4 +329,5 @@ STEPS = {
     "probe": probe,
     "running": running,
     **n8n_content.STEPS,
+    **n8n_maintain.STEPS,
 }

@@ -7,8 +7,8 @@ import re
 import time
 from typing import Any
 
+from . import ollama_adopt, ollama_move, ollama_prune, ollama_pull, ollama_registry
 from . import ollama_api as api
-from . import ollama_move, ollama_prune, ollama_pull, ollama_registry
 from .core import Emit, Result, Spec, StepError, heartbeat, progress, read_json
 from .fetch import sha256_of
 from .managers import call
@@ -311,4 +311,5 @@ STEPS = {
     "pull_wait": ollama_prune.wait,
     "pulls": ollama_pull.pulls,
     "unload": unload,
+    **ollama_adopt.STEPS,
 }

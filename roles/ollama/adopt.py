@@ -1,0 +1,90 @@
+"""An Ollama that was there before: our drop-in, brought and taken away again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ownstack.engine import operations, units
+from ownstack.engine.render import render
+from ownstack.plan import Adopted, Plan
+from ownstack.verify.check import Check, Context, Outcome
+
+NAME = "models"  # the role that works with an engine which the box did not install
+
+
+def record(plan: Plan) -> str:
+    """What there was before, so that it can be given back as it was."""
+    return f"{plan.layout.var}/adopted.json"
+
+
+def content(held: Adopted) -> str:
+    units.unit_filters()
+    return render("ollama/adopted.conf.j2", environment=held.environment)
+
+
+def spec(plan: Plan, held: Adopted) -> dict[str, Any]:
+    """The specification of `ollama.adopt`."""
+    return {
+        **units.process(plan),
+        "unit": held.unit,
+        "path": held.dropin,
+        "content": content(held),
+        "environment": dict(held.environment),
+        "url": plan.engine_url,
+        "record": record(plan),
+    }
+
+
+def back_spec(plan: Plan) -> dict[str, Any]:
+    """The specification of `ollama.give_back`."""
+    return {**units.process(plan), "record": record(plan), "url": plan.engine_url}
+
+
+def configure(plan: Plan) -> None:
+    """One that is no longer the engine is given back before anything else starts."""
+    if plan.given_back is not None:
+        operations.step(
+            name=f"Ollama: give {plan.given_back.unit} back", plan=plan, step_name="ollama.give_back",
+            spec=back_spec(plan),
+        )  # fmt: skip
+
+
+def activate(plan: Plan) -> None:
+    if plan.adopted is not None:
+        operations.step(
+            name=f"Ollama: adopt {plan.adopted.unit}", plan=plan, step_name="ollama.adopt",
+            spec=spec(plan, plan.adopted),
+        )  # fmt: skip
+
+
+def remove(plan: Plan) -> None:
+    held = plan.adopted or plan.given_back
+    if held is not None:
+        operations.step(
+            name=f"Ollama: give {held.unit} back", plan=plan, step_name="ollama.give_back",
+            spec=back_spec(plan),
+        )  # fmt: skip
+
+
+def in_force(context: Context) -> Outcome:
+    """The drop-in is as planned, and the engine runs with what it says."""
+    held = context.plan.adopted
+    if held is None:
+        return Outcome.skipped("no engine is adopted")
+    data = context.step("ollama.adopted", **spec(context.plan, held))
+    values = {"unit": held.unit, "dropins": data["dropins"]}
+    if not data["same"] or not data["active"]:
+        what = "does not run" if data["same"] else f"has not the planned {held.dropin}"
+        return Outcome.failed(f"{held.unit} {what}", **values)
+    if data["overruled"]:
+        names = ", ".join(f"{name} ({path})" for name, path in data["overruled"].items())
+        hint = "take the variable out of that file, or leave it: it is yours"
+        return Outcome.amber(f"{held.unit} runs with settings of yours that sort later: {names}", hint, **values)
+    return Outcome.ok(f"{held.unit} runs with {held.dropin}, {len(held.environment)} variables", **values)
+
+
+def checks(plan: Plan) -> list[Check]:
+    if plan.adopted is None:
+        return []
+    hint = "`ownstack up` brings it again"
+    return [Check("models-adopted", "The adopted engine runs with the box's settings", in_force, hint, NAME)]

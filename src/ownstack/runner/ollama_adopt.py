@@ -1,0 +1,166 @@
+"""An Ollama that is not ours as the box's engine: one drop-in is added, and taken away again without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shlex
+from typing import Any
+
+from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_file, write_json
+from .detached import systemd
+from .http import wait_ready
+from .managers import call
+
+SECONDS = 60.0
+
+
+def _ctl(spec: Spec, *words: str, check: bool = True) -> str:
+    return call(["systemctl", *systemd(spec["manager"]), *words], check=check)
+
+
+def _show(spec: Spec, unit: str) -> dict[str, str]:
+    names = "FragmentPath,DropInPaths,ActiveState,Environment,NeedDaemonReload"
+    text = _ctl(spec, "show", "-p", names, "--", unit)
+    return dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def _sets(path: str) -> set[str]:
+    """Names of the variables that a drop-in sets."""
+    found = set()
+    for line in _read(path).splitlines():
+        key, _, value = line.strip().partition("=")
+        if key.strip() == "Environment":
+            with contextlib.suppress(ValueError):
+                found |= {word.partition("=")[0] for word in shlex.split(value)}
+    return found
+
+
+def _mark(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _look(spec: Spec) -> dict[str, Any]:
+    """How the unit stands. overruled: variables of ours that a later file sets otherwise; ours: the reverse."""
+    now = _show(spec, spec["unit"])
+    try:
+        effective = dict(word.partition("=")[::2] for word in shlex.split(now.get("Environment", "")))
+    except ValueError:
+        effective = {}
+    others = [path for path in shlex.split(now.get("DropInPaths", "")) if path != spec["path"]]
+    overruled, ours = {}, {}
+    for path in [now.get("FragmentPath", ""), *others]:
+        for name in sorted(_sets(path) & set(spec["environment"])):
+            if effective.get(name) == spec["environment"][name]:
+                ours[name] = path
+            else:
+                overruled[name] = path
+    return {
+        "there": bool(now.get("FragmentPath")),
+        "active": now.get("ActiveState") == "active",
+        "reload": now.get("NeedDaemonReload") == "yes",
+        "same": _read(spec["path"]) == spec["content"],
+        "dropins": others,
+        "overruled": overruled,
+        "ours": ours,
+    }
+
+
+def adopted(spec: Spec, emit: Emit) -> Result:
+    """How it stands with the adopted unit. spec: as for `adopt`. Reads only."""
+    return {"changed": False, "data": _look(spec)}
+
+
+def adopt(spec: Spec, emit: Emit) -> Result:
+    """Add our drop-in to a unit, and restart it only where that changed something.
+
+    spec: manager, unit, path (of the drop-in), content, environment (what it sets), url, record (what was before).
+    Where the engine does not come up with it, all is put back. data: said.
+    """
+    now = _look(spec)
+    if not now["there"]:
+        raise StepError(
+            f"there is no unit {spec['unit']}",
+            hint='`[ollama] use = "existing"` takes it as it is',
+            code="adopt-no-unit",
+        )
+    held = read_json(spec["record"]) or {}
+    done = held.get("applied") == _mark(spec["content"]) and held.get("path") == spec["path"]
+    if now["same"] and now["active"] and done and not now["reload"]:
+        return {"changed": False}
+    if spec.get("dry"):
+        return {"changed": True}
+    if not held:
+        held = _before(spec, now)
+        write_json(spec["record"], held, 0o600)
+    progress(emit, f"restarting {spec['unit']}")
+    os.makedirs(os.path.dirname(spec["path"]), 0o755, exist_ok=True)
+    write_file(spec["path"], spec["content"].encode(), 0o644)
+    try:
+        _ctl(spec, "daemon-reload")
+        _ctl(spec, "restart", spec["unit"])
+        wait_ready(spec["url"] + "/api/version", SECONDS, spec["unit"])
+    except StepError as error:
+        give_back({**spec}, emit)
+        raise StepError(
+            f"{spec['unit']} did not come up with the box's settings ({error.message}): it is as it was",
+            hint='`journalctl -u ollama` shows why; `[ollama] use = "existing"` takes it as it is',
+            code="adopt-failed",
+        ) from error
+    write_json(spec["record"], {**held, "applied": _mark(spec["content"])}, 0o600)
+    after = _look(spec)
+    said = [f"{path} sorts later and wins: {name}" for name, path in after["overruled"].items()]
+    said += [f"{name} of {path} does not count while the box stands" for name, path in after["ours"].items()]
+    return {"changed": True, "data": {"said": said}}
+
+
+def _before(spec: Spec, now: dict[str, Any]) -> dict[str, Any]:
+    """What has to be given back: whether its folder was there, with which files and time, and whether it ran."""
+    folder = os.path.dirname(spec["path"])
+    found: dict[str, Any] = {"unit": spec["unit"], "path": spec["path"], "active": now["active"], "folder": None}
+    if os.path.isdir(folder):
+        state = os.stat(folder)
+        found["folder"] = {"names": sorted(os.listdir(folder)), "times": [state.st_atime_ns, state.st_mtime_ns]}
+    if os.path.lexists(spec["path"]):
+        raise StepError(
+            f"{spec['path']} is there already, and is not of this box",
+            hint="is there another box on this machine? Move the file away if not",
+            code="adopt-taken",
+        )
+    return found
+
+
+def give_back(spec: Spec, emit: Emit) -> Result:
+    """Take our drop-in away; the unit runs again as it did. spec: manager, record, url. May be run at any time."""
+    held = read_json(spec["record"])
+    if not held:
+        return {"changed": False}
+    if spec.get("dry"):
+        return {"changed": True}
+    path, folder = held["path"], os.path.dirname(held["path"])
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    if held["folder"] is None:
+        with contextlib.suppress(OSError):  # somebody put a file of his own into it: it stays
+            os.rmdir(folder)
+    elif os.path.isdir(folder):
+        if sorted(os.listdir(folder)) == held["folder"]["names"]:
+            os.utime(folder, ns=(held["folder"]["times"][0], held["folder"]["times"][1]))
+        sync_folder(folder)
+    _ctl(spec, "daemon-reload")
+    progress(emit, f"restarting {held['unit']} as it was")
+    _ctl(spec, "restart" if held["active"] else "stop", held["unit"], check=False)
+    os.unlink(spec["record"])
+    return {"changed": True, "data": {"unit": held["unit"]}}
+
+
+STEPS = {"adopt": adopt, "adopted": adopted, "give_back": give_back}
