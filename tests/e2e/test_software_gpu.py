@@ -84,3 +84,20 @@ def test_wholly_on_the_gpu_then_split_then_on_the_cpu(box: Host, tmp_path: Path)
         "models-chat": "ok", "models-gpu-used": "failed", "models-gpu-whole": "failed",
     }  # fmt: skip
     assert " 0 of " in f" {fallen['models-gpu-used']['measured'].split(': ')[1]}"
+
+
+def test_the_card_goes_and_comes_back(box: Host) -> None:
+    """One transaction each way: the engine's parts change, the models stay, and both ways end verified."""
+    restart_with(box, f"mv {MANIFESTS}.away {MANIFESTS}")
+    without = Ownstack(box, toml=TOML.replace("allow_software_gpu = true", "cpu_only = true"))
+    gone = without.json("up", "--yes")
+    assert gone["change"]["engine"] == {"old": "vulkan", "new": "cpu"}
+    assert gone["verify"]["ok"], gone["verify"]
+    assert "models-gpu-used" not in {check["id"] for check in gone["verify"]["checks"]}
+    back = Ownstack(box, toml=TOML).json("up", "--yes")
+    assert back["change"]["engine"] == {"old": "cpu", "new": "vulkan"}
+    checks = {check["id"]: check for check in back["verify"]["checks"]}
+    assert statuses(checks, "models-chat", "models-gpu-used", "models-gpu-whole") == {
+        "models-chat": "ok", "models-gpu-used": "ok", "models-gpu-whole": "ok",
+    }, [checks["models-gpu-used"], checks["models-gpu-whole"]]  # fmt: skip
+    assert Ownstack(box, toml=TOML).json("up", "--yes", "--no-verify")["changed"] == 0

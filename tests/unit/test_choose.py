@@ -168,6 +168,24 @@ def test_the_engine_of_the_registries_has_no_gpu_and_is_refused_where_there_is_o
     assert made.engine == "cpu"
 
 
+def test_a_gpu_that_comes_later_brings_the_same_version_with_its_parts() -> None:
+    """On a box whose engine was built for the CPU; back again nothing has to change, and the version never moves."""
+    before = plan(answers=restricted())
+    stands = box(before)
+    amd = plan("rx-7900-xtx", answers=restricted(), state=stands)
+    old, new = (made.role("ollama").artifact("ollama") for made in (before, amd))
+    assert (old.variant, new.variant, new.version) == ("go-module", "go-module-vulkan", old.version)
+    assert old.digest != new.digest, "releases of both lie side by side"
+    assert amd.engine == "vulkan"
+    again = plan(answers=restricted(), state=box(amd))
+    assert again.engine == "cpu"
+    assert again.role("ollama").artifact("ollama") == new
+    error = refused(UnsupportedError, "rtx-4090", answers=restricted(), state=stands)
+    assert (error.code, "ollama 0.34.2" in error.message) == ("engine-parts", True)
+    vendor = plan("rx-7900-xtx", state=box(plan("rtx-4090")))
+    assert (vendor.engine, variants(vendor)["ollama"]) == ("vulkan", "vendor"), "ROCm is of an earlier version"
+
+
 def test_a_mirror_replaces_the_network_even_where_nothing_answers() -> None:
     made = plan(flags={**QDRANT, "sources.mirror": "/mnt/mirror"}, answers=SourceReport(models="a mirror"))
     assert variants(made)["qdrant"] == "vendor-musl"

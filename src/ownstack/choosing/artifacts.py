@@ -38,7 +38,7 @@ def choose_artifact(artifact: dict[str, Any], want: Wanted) -> ChosenArtifact:
     """
     recorded = want.state.versions().get(artifact["name"])
     if recorded is not None:
-        return ChosenArtifact.model_validate(recorded)
+        return _with_parts(artifact, ChosenArtifact.model_validate(recorded), want)
     passed: list[str] = []
     for variant in artifact["variant"]:
         reason = _unfit(artifact, variant, want)
@@ -56,6 +56,23 @@ def choose_artifact(artifact: dict[str, Any], want: Wanted) -> ChosenArtifact:
         hint = f"{hint}; {old}" if silent else old
     raise UnsupportedError(
         f"no source of {artifact['name']} can be used here ({'; '.join(passed)})", hint=hint, code="no-source"
+    )
+
+
+def _with_parts(artifact: dict[str, Any], now: ChosenArtifact, want: Wanted) -> ChosenArtifact:
+    """What is installed, or the same version built for the GPU that has come since. Raises UnsupportedError where it
+    has no parts for that GPU and no other build of the same version has."""
+    engines = now.details.get("engines")
+    if not engines or want.engine in (*engines, "cpu") or (want.engine == "rocm" and "vulkan" in engines):
+        return now
+    for variant in artifact["variant"]:
+        if variant["version"] == now.version and not _unfit(artifact, variant, want):
+            return _chosen(artifact, variant, want, [f"{now.variant}: for {'/'.join(engines)} only"])
+    raise UnsupportedError(
+        f"{now.name} {now.version} as it is installed ({now.variant}) has no parts for {want.engine}, and no other "
+        "build of the same version has them",
+        hint="`ownstack upgrade` brings another version where there is one; `hardware.cpu_only = true` goes on without",
+        code="engine-parts",
     )
 
 

@@ -200,8 +200,10 @@ def _below_floor(artifact: ChosenArtifact, data: Data, newer: str) -> str:
 
 
 def _engine_of(parts: tuple[RolePlan, ...], wanted: EngineParts) -> EngineParts:
-    """The engine's parts as the chosen artefact has them: one built here drives AMD cards by Vulkan."""
+    """The engine's parts as the chosen artefact has them: AMD cards are driven by Vulkan where it has no ROCm."""
     for part in parts:
-        if part.name == "ollama" and wanted == "rocm" and part.artifact("ollama").kind == "build":
-            return "vulkan"
+        if part.name == "ollama" and wanted == "rocm":
+            item = part.artifact("ollama")
+            if item.kind == "build" or wanted not in item.details.get("engines", [wanted]):
+                return "vulkan"
     return wanted
