@@ -251,10 +251,11 @@ def page(text: str, versions: dict[str, str], commit: str, machine: str) -> str:
     words = (
         f"""The same four services, set up by `ownstack up` and by the vendors' own instructions: `pip install` of Open
         WebUI, `npm install` of n8n, and the binaries of Qdrant and Ollama. PyTorch is {versions["torch"]}, {build}""",
-        f"""Made by `python -m tools.compare_plain` at commit {commit} on {datetime.date.today()}, on {machine}, with
-        nothing else running. Both sides have the same versions ({same}) and warm package caches, filled by a run of
-        each that is not counted. Time is from the first command until all services answer; ownstack's includes two
-        small models, the plain side has none. Memory is proportional (PSS), a minute after the start. Ratios count;
+        f"""Made by `python -m tools.compare_plain` at commit {commit} on {datetime.date.today()}, on {machine}; the
+        load over the last quarter of an hour was {os.getloadavg()[2]:.1f}. Other work makes both times longer. Both
+        sides have the same versions ({same}) and warm package caches, filled by a run of each that is not counted.
+        Time is from the first command until all services answer; ownstack's includes two small
+        models, the plain side has none. Memory is proportional (PSS), a minute after the start. Ratios count;
         the other figures are of one machine.""",
     )
     told = [textwrap.fill(" ".join(part.split()), 118) for part in words]
