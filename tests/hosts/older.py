@@ -76,7 +76,7 @@ def _engine(built: lab.Lab, target: Path, say: Callable[[str], None]) -> None:
     source = lab.registry_row(lab.table(path)[0])
     assert source is not None
     # in a process of its own, in which the kit is the older one; what it makes is kept in the cache
-    kit_of_it = environment(OWNSTACK_KIT=str(target))
+    kit_of_it = environment(OWNSTACK_KIT=str(target), PYTHONPATH=str(lab.KIT))
     run(sys.executable, "-P", "-c", BUILD, data=json.dumps(source), env=kit_of_it, cwd=lab.KIT, timeout_s=1800)
     made = lab.archive("ollama", before, source, say)
     place = built.mirror / lab.place_of(made.url)
