@@ -10,15 +10,18 @@ import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.hosts import Host, Network, Options, footprint, lab, purge, watching
+from tests.hosts import Host, Network, Options, footprint, lab, older, purge, watching
 from tests.hosts.commands import PATH, Result, cache
 from tests.hosts.footprint import Footprint
 from tests.hosts.kit import Ownstack, wait_ready
 from tests.hosts.serve import FileServer, folder
+
+if TYPE_CHECKING:
+    from tests.e2e.older_box import Older
 
 HERE = Path(__file__).parent
 NEEDED = ("mmdebstrap", "systemd-nspawn", "ip", "nft", "zstd", "ssh", "nsenter")
@@ -138,6 +141,17 @@ def debian12(network: Network, mirror: Mirror) -> Provisioned:
     except BaseException:
         host.destroy()
         raise
+
+
+@pytest.fixture(scope="session")
+def older_box(network: Network, mirror: Mirror, tmp_path_factory: pytest.TempPathFactory) -> Older:
+    """A box of older versions with an account's data in it, frozen: what upgrades start from."""
+    from tests.e2e import older_box
+
+    kit = older.kit(mirror.lab, tmp_path_factory.mktemp("older") / "kit")
+    made = older_box.make(network, mirror.ownstack, kit)
+    SECRETS.update({f"older {name}": value for name, value in made.secrets.items()})
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -155,6 +155,10 @@ def hook(box: Host, plan: Plan) -> str:
 
 @pytest.fixture(scope="module")
 def data(box: Host, plan: Plan, ownstack: Ownstack) -> dict[str, Any]:
+    return account_data(box, plan, ownstack)
+
+
+def account_data(box: Host, plan: Plan, ownstack: Ownstack) -> dict[str, Any]:
     """An account's data: a chat, a knowledge collection with a document, a workflow with a credential of its own."""
     _, token = sign_in(box, plan, *ownstack.first_password("open_webui"))
     message = {"role": "user", "content": "Where is the key of the boat house?"}
