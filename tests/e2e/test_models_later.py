@@ -1,6 +1,6 @@
 """The planned model comes later: the small one answers meanwhile, a reboot costs nothing, then it switches.
 
-Then its store moves to another disk.
+A newer build in the registry is told and taken. Then its store moves to another disk.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_ollama_engine import artefact, sha256
+from tests.fixtures.bundles import SERIAL, Publisher, data, replaced
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack
 from tests.hosts.registry import Registry
-from tests.hosts.serve import Answer, FileServer
+from tests.hosts.serve import Answer, Fault, FileServer, folder
 
 CHAT = "smollm2:135m-q8_0"
 SLOW = 500_000  # bytes a second of each connection; the engine fetches in two
 
+
+KEPT = 16_000_000  # bytes that are there when the host goes down
 
 hurried: list[bool] = []
 
@@ -115,8 +118,10 @@ def test_the_engine_that_pulls_is_another_account_in_a_unit_of_its_own(box: Host
 
 
 def test_after_a_reboot_it_goes_on_and_switches(box: Host, ownstack: Ownstack, registry: FileServer) -> None:
-    """An engine that goes down with its host may lose what it has noted of a part: that is fetched anew, not more."""
-    assert pull(box)["done"] > 0
+    """The pull ends before its engine, which has then written down how far each part has come."""
+    while pull(box)["done"] < KEPT:
+        time.sleep(0.5)
+    before = pull(box)["done"]
     box.reboot()
     hurried.append(True)
     time.sleep(1)
@@ -130,7 +135,10 @@ def test_after_a_reboot_it_goes_on_and_switches(box: Host, ownstack: Ownstack, r
         time.sleep(0.5)
     state = pull(box)
     assert state["status"] == "done", state
-    assert sum(asked.sent for asked in registry.asked[mark:] if asked.method == "GET") < 1.05 * state["total"]
+    sent = sum(asked.sent for asked in registry.asked[mark:] if asked.method == "GET")
+    print(f"fetched before the reboot: {before}, of {state['total']}; after it: {sent}")
+    # some MB more may go out: the engine asks for each file once to learn where it lies, and does not read it
+    assert sent < state["total"] - 0.9 * before + 10e6
     verdict = ownstack.json("verify")
     assert not_ok(verdict) == {}
     checks = {check["id"]: check for check in verdict["checks"]}
@@ -143,6 +151,66 @@ def test_then_nothing_is_left_to_do(box: Host, ownstack: Ownstack) -> None:
     assert [op["name"] for op in again["operations"] if op["changed"]] == []
     assert box.output("find /var/lib/ownstack/models -name '.pull-*'") == ""
     assert box.output("systemctl list-units --all --plain --no-legend 'ownstack-pull*'") == ""
+
+
+def test_a_newer_build_in_the_registry_is_told_and_taken(box: Host, ownstack: Ownstack, registry: FileServer) -> None:
+    def outdated() -> dict[str, str]:
+        return {row["name"]: row["status"] for row in ownstack.json("models", "outdated")["models"]}
+
+    client = "HOME=/root /opt/ownstack/ollama/current/bin/ollama"
+    box.run(f"printf 'FROM {CHAT}\n' > /root/Modelfile && cd /root && {client} create mine -f Modelfile")
+    mark = len(registry.asked)
+    rest = outdated()
+    assert (rest.pop(CHAT), rest["mine:latest"]) == ("same", "made-here")
+    assert set(rest.values()) <= {"same", "made-here"}
+    asked = registry.paths()[mark:]
+    assert "/v2/library/smollm2/manifests/135m-q8_0" in asked
+    assert [path for path in asked if "mine" in path or "/manifests/" not in path] == []
+    told = box.output("journalctl --no-pager -o cat -u ownstack-registry-ask")
+    assert "asking the model registry for digests" in told
+
+    usual = registry.resolve
+
+    def moved(host: str, path: str) -> Answer | None:
+        """The same model in another manifest: its digest is another one."""
+        found = usual(host, path)
+        if found and path.endswith("/manifests/135m-q8_0"):
+            assert isinstance(found.body, Path)
+            return Answer(found.body.read_bytes() + b"\n", found.headers)
+        return found
+
+    registry.resolve = moved
+    assert outdated() == {CHAT: "changed", **rest}
+    said = ownstack("models", "outdated", CHAT)
+    assert f"`ownstack models pull {CHAT}`" in said.stdout
+    assert ownstack.json("models", "pull", CHAT, "--yes")["pulled"] == [CHAT]
+    assert outdated() == {CHAT: "same", **rest}
+    assert ownstack.json("up", "--yes", "--no-verify")["changed"] == 0, "nothing takes it back"
+    registry.faults = {"/v2/library/smollm2/manifests/135m-q8_0": Fault(status=502)}
+    failed = ownstack("models", "outdated", "--json", check=False)
+    assert (failed.returncode, json.loads(failed.stdout)["error"]["code"]) == (1, "registry-unreachable")
+    registry.faults = {}
+    box.run(f"{client} rm mine")
+
+
+def test_a_bundle_from_an_address_makes_plan_say_that_an_upgrade_is_available(
+    network: Network, ownstack: Ownstack, tmp_path: Path
+) -> None:
+    publisher = Publisher(tmp_path)
+    publisher.publish(replaced("roles/ollama/artifacts.toml", '"0.34.2"', '"0.34.9"'))
+    words = ("--set", publisher.trust)
+    with FileServer(folder(tmp_path), network.gateway) as server:
+        asked = ("upgrade", "--self", "--from", f"{server.url}/", *words, "--yes")
+        taken = ownstack.json(*asked)
+        assert (taken["taken"], taken["serial"]) == (True, SERIAL)
+        publisher.publish(data(SERIAL - 100))
+        older = ownstack(*asked, "--json", check=False)
+        assert (older.returncode, json.loads(older.stdout)["error"]["code"]) == (1, "bundle-older")
+    said = ownstack("plan").stdout
+    assert "ollama 0.34.2 is installed, the lock has 0.34.9: upgrade available" in said
+    assert ownstack.json("status")["data"]["serial"] == SERIAL
+    ownstack("upgrade", "--self", "--undo", "--yes")
+    assert "upgrade available" not in ownstack("plan").stdout
 
 
 def engine(box: Host) -> str:

@@ -57,7 +57,7 @@ class Machine:
 
     def spec(self, planned: dict[str, bool], **more: Any) -> dict[str, Any]:
         return {
-            "url": self.engine.url, "record": str(self.folder / "models.json"), "models": str(self.folder / "store"),
+            "url": self.engine.url, "record": str(self.folder / "models.json"),
             "registry": self.registry.url.removeprefix("http://"), "insecure": True, "planned": planned,
             "runner": self.runner, "manager": "supervisord", "unit": "x", "account": "", **more,
         }  # fmt: skip
@@ -98,15 +98,13 @@ def test_each_model_is_told_apart(machine: Machine) -> None:
         "/v2/library/changed/manifests/1b": NEW,
         "/v2/friend/theirs/manifests/1b": OLD,
     }
-    (machine.folder / "store" / "blobs").mkdir(parents=True)
-    (machine.folder / "store" / "blobs" / ("sha256-" + "c" * 64)).write_bytes(b"config")
     rows = machine.ask({"same:1b": False, "kits:1b": True, "changed:1b": False})
     assert {name: row["status"] for name, row in rows.items()} == {
         "same:1b": "same", "changed:1b": "changed", "mine:latest": "made-here", "kits:1b": "made-here",
         "gone:1b": "unknown", "friend/theirs:1b": "same",
     }  # fmt: skip
     changed = rows["changed:1b"]
-    assert (changed["here"], changed["registry"], changed["bytes"]) == (digest(OLD), digest(NEW), 2000)
+    assert (changed["here"], changed["registry"], changed["bytes"]) == (digest(OLD), digest(NEW), 2010)
     assert changed["address"] == f"{machine.registry.url}/v2/library/changed/manifests/1b"
     asked = machine.registry.paths()
     assert not [path for path in asked if "mine" in path or "kits" in path], "names of what was made here stay here"
@@ -161,7 +159,7 @@ def test_under_systemd_the_pulling_account_asks_in_a_unit(machine: Machine, monk
 
     def run(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
         seen.append(command)
-        out = json.dumps({"event": "result", "data": {"manifests": {"chat:1b": {"digest": digest(OLD), "layers": []}}}})
+        out = json.dumps({"event": "result", "data": {"manifests": {"chat:1b": {"digest": digest(OLD), "bytes": 1}}}})
         return subprocess.CompletedProcess(command, 0, f"{out}\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,3 +261,61 @@ def test_an_engine_that_stops_before_the_end_has_fetched_nothing(
     answers = iter([part] * ollama_pull.TRIES)
     with pytest.raises(StepError, match="stopped before the end"):
         ollama_pull._fetch(engine, parse("x:1"), {"model": "x:1", "tag": "x:1", "retry_s": 0}, journal, lambda _: None)
+
+
+ENGINE = """
+import http.server, json, os, sys, threading
+blobs = os.path.join(os.environ["OLLAMA_MODELS"], "blobs")
+os.makedirs(blobs, exist_ok=True)
+note = os.path.join(blobs, "sha256-" + "a" * 64 + "-partial-0")
+
+def write(completed):
+    with open(note, "w") as stream:
+        json.dump({"N": 0, "Offset": 0, "Size": 100, "Completed": completed}, stream)
+
+class Engine(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200); self.end_headers()
+        write(0)
+        self.wfile.write(b'{"status": "pulling", "digest": "d", "total": 100, "completed": 40}\\n')
+        self.wfile.flush()
+        self.connection.recv(1)  # until whoever asked is gone; only then it writes down what it has
+        import time; time.sleep(0.3)
+        write(40)
+
+    def log_message(self, *words): pass
+
+host, port = os.environ["OLLAMA_HOST"].split(":")
+http.server.ThreadingHTTPServer((host, int(port)), Engine).serve_forever()
+"""
+
+
+def test_a_pull_that_is_told_to_end_lets_its_engine_write_down_what_it_has(tmp_path: Path) -> None:
+    """As at a shutdown: the stream is closed first, and the engine is ended when its notes have come to rest."""
+    program = tmp_path / "engine"
+    program.write_text(f"#!{sys.executable}\n{ENGINE}")
+    program.chmod(0o755)
+    (tmp_path / "models").mkdir()
+    spec = {
+        "model": "m:1", "tag": "m:1", "url": "http://127.0.0.1:9", "run_dir": str(tmp_path / "run"), "unit": "u",
+        "record": str(tmp_path / "record.json"), "models": str(tmp_path / "models"), "program": str(program),
+        "manager": "supervisord", "account": "", "environment": {}, "num_ctx": 0, "registry": "", "download_bytes": 1,
+    }  # fmt: skip
+    code = "import json, sys; from ownstack.runner import ollama_pull; ollama_pull.pull(json.loads(sys.argv[1]), print)"
+    pull = subprocess.Popen([sys.executable, "-c", code, json.dumps(spec)], env={**os.environ, "PYTHONPATH": "src"})
+    path = tmp_path / "run" / "pull-m-1.json"
+    for _ in range(300):
+        if path.exists() and json.loads(path.read_text())["done"] == 40:
+            break
+        time.sleep(0.1)
+    engine = int((tmp_path / "run" / "u-engine.pid").read_text().split()[0])
+    pull.send_signal(signal.SIGTERM)
+    assert pull.wait(20) == 128 + signal.SIGTERM
+    note = tmp_path / "models" / ".pull-m-1" / "models" / "blobs" / ("sha256-" + "a" * 64 + "-partial-0")
+    assert json.loads(note.read_text())["Completed"] == 40
+    assert not born(engine), "its engine is gone too"
+    assert ollama_pull.seen(json.loads(path.read_text()))["status"] == "interrupted"

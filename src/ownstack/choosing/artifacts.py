@@ -113,7 +113,7 @@ def check_obtainable(artifact: dict[str, Any], chosen: ChosenArtifact, want: Wan
     raise UnsupportedError(
         f"{chosen.name} {chosen.version} is recorded for this box, its program is gone, and this ownstack has only the "
         "lock of another version",
-        hint=f"put it back with ownstack {made}, which made it",
+        hint=f"put it back with ownstack {made}, or with the data of then: `ownstack upgrade --self --undo`",
         code="earlier-lock",
     )
 

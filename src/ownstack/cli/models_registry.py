@@ -32,7 +32,6 @@ def ask_spec(plan: Plan, names: list[str]) -> dict[str, Any]:
 
     activate()
     from roles.models import account, record
-    from roles.ollama import models_dir
 
     ours = plan.has("ollama") and not plan.engine_existing
     engine = plan.role("ollama").settings if ours else {}
@@ -40,7 +39,6 @@ def ask_spec(plan: Plan, names: list[str]) -> dict[str, Any]:
     return {
         "url": plan.engine_url,
         "record": record(plan),
-        "models": models_dir(plan) if ours else "",
         "registry": engine.get("registry", ""),
         "insecure": bool(engine.get("registry_insecure")),
         "environment": {"HTTPS_PROXY": proxy} if proxy else {},
@@ -110,7 +108,7 @@ def outdated(
     """Ask the registry which models are other ones there by now: all, or those that are named.
 
     The account that pulls models asks, in a short-lived unit of its own. The names of the models leave the machine,
-    nothing else; those made here of another model are left out. Nothing is changed.
+    nothing else; those made here are left out. Nothing is changed.
     """
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file) as site:

@@ -19,13 +19,17 @@ def systemd(manager: str) -> list[str]:
     return []
 
 
-def launch(manager: str, unit: str, command: list[str], log: str) -> None:
-    """Start `command` so that it outlives this process. Raises StepError where the manager refuses."""
+def launch(manager: str, unit: str, command: list[str], log: str, rules: tuple[str, ...] = ()) -> None:
+    """Start `command` so that it outlives this process. Raises StepError where the manager refuses.
+
+    `rules`: properties of the unit beyond the usual ones.
+    """
     if manager != "supervisord":
         options = systemd(manager)
         call(["systemctl", *options, "reset-failed", f"{unit}.service"], check=False)
         # a specification holds `$` and `%` only as they are: no unit variables in it
         rule = ["--quiet", "--collect", f"--unit={unit}", f"--description={unit}", "--property=Type=exec"]
+        rule += [f"--property={more}" for more in rules]
         call(["systemd-run", *options, *rule, "--", *[word.replace("$", "$$") for word in command]])
         return
     with open(log, "ab") as out:

@@ -11,6 +11,8 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from . import ollama_parts
@@ -34,6 +36,28 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Ended(SystemExit):
+    """This process was told to end, as at a shutdown."""
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let SIGTERM end what is under way as an error would: streams are closed, engines told. Raises Ended."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Ended(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class PullEngine:
@@ -78,7 +102,12 @@ class PullEngine:
             raise
         return url
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:
+        if kind is not None and issubclass(kind, Ended):
+            # nobody listens any more, so it is writing down how far each part has come
+            ollama_parts.settled(f"{self.staging}/models/blobs")
+            if self.system and inside_unit(self.spec["unit"]):
+                return  # the manager ends it after this process, and waiting for that would wait for ever
         if self.system:
             call(["systemctl", "stop", f"{self.unit}.service"], check=False)
         elif self.process is not None:
@@ -132,7 +161,8 @@ class PullEngine:
         rules.append(f"{'BindPaths' if home else 'ReadWritePaths'}={self.staging}")
         rules.append(f"ProtectHome={'tmpfs' if home else 'true'}")
         if inside_unit(self.spec["unit"]):  # ends with the pull, however that ends
-            rules += [f"BindsTo={self.spec['unit']}.service", f"After={self.spec['unit']}.service"]
+            # before: then it ends after the pull, which has told it to write down what it has
+            rules += [f"BindsTo={self.spec['unit']}.service", f"Before={self.spec['unit']}.service"]
         line = [
             "systemd-run",
             "--quiet",

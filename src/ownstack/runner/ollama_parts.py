@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from typing import Any
 
 NOTE = re.compile(r"(sha256-[0-9a-f]{64})-partial-(\d{1,4})")
@@ -39,6 +40,26 @@ def mend(blobs: str) -> list[str]:
             elif notes[number] is None:
                 write(path, whole[number])
     return mended
+
+
+def settled(blobs: str, seconds: float = 5.0) -> bool:
+    """Wait until the notes of the parts stay as they are: all whole, and none rewritten for half a second."""
+    end = time.monotonic() + seconds
+    before: object = None
+    quiet = time.monotonic()
+    while time.monotonic() < end:
+        now = _notes(blobs)
+        if now != before:
+            before, quiet = now, time.monotonic()
+        elif time.monotonic() - quiet > 0.5 and all(note for _, note in now):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _notes(blobs: str) -> list[tuple[str, dict[str, int] | None]]:
+    found = sorted(os.listdir(blobs)) if os.path.isdir(blobs) and not os.path.islink(blobs) else []
+    return [(name, read(os.path.join(blobs, name))) for name in found if NOTE.fullmatch(name)]
 
 
 def read(path: str) -> dict[str, int] | None:

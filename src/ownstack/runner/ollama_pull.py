@@ -24,7 +24,7 @@ from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, ids, progress, read_json, sync_folder, write_file, write_json
 from .detached import alive, born, launch, stop_unit
 from .http import wait_ready
-from .ollama_engine import PullEngine
+from .ollama_engine import PullEngine, ended_in_order
 from .served import resolve
 
 State = dict[str, Any]
@@ -102,7 +102,8 @@ def pull(spec: Spec, emit: Emit) -> Result:
         return {"changed": True}
     journal = Journal(state_path(spec["run_dir"], spec["tag"]), spec["tag"], spec.get("download_bytes"))
     try:
-        found = held(spec) or _bring(spec, journal, emit)
+        with ended_in_order():
+            found = held(spec) or _bring(spec, journal, emit)
         _serve(spec, found, journal, emit)
         _switch(spec, journal, emit)
     except StepError as error:
@@ -352,7 +353,9 @@ def start(spec: Spec, emit: Emit) -> Result:
     path = state_path(job["run_dir"], job["tag"])
     with contextlib.suppress(OSError):
         os.unlink(path)
-    launch(job["manager"], job["unit"], command, os.path.join(job["run_dir"], f"pull-{slug(job['tag'])}.log"))
+    log = os.path.join(job["run_dir"], f"pull-{slug(job['tag'])}.log")
+    # the pull ends its engine itself, which has to write down first what it has
+    launch(job["manager"], job["unit"], command, log, ("KillMode=mixed",))
     for _ in range(100):
         if os.path.exists(path):
             return {"changed": True, "data": {"running": True}}

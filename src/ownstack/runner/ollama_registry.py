@@ -27,7 +27,7 @@ SECONDS = 20.0
 def outdated(spec: Spec, emit: Emit) -> Result:
     """Compare the digests of models with those of the registry.
 
-    spec: url, record, models (the store's folder, or empty), registry, insecure, environment, planned: {tag: whether it
+    spec: url, record, registry, insecure, environment, planned: {tag: whether it
       was made here}, names (of the models to ask for; default all),
       and for the asking unit: runner, manager, unit, account.
     data: models: [{name, planned, here, registry, address, status, bytes, why}]; status: same, changed, made-here (not
@@ -59,7 +59,7 @@ def outdated(spec: Spec, emit: Emit) -> Result:
     answers = _ask(spec, {row["name"]: row["address"] for row in rows if row["address"]}, emit)
     for row in rows:
         if row["address"]:
-            row.update(_judged(row, answers[row["name"]], spec.get("models", "")))
+            row.update(_judged(row, answers[row["name"]]))
     return {"changed": False, "data": {"models": rows}}
 
 
@@ -70,24 +70,20 @@ def address(source: api.Name, insecure: bool) -> str:
 
 
 def made_here(url: str, name: str) -> bool:
-    """Whether a model was made of another one on this machine: its name means nothing to the registry."""
+    """Whether a model was made on this machine, of a file or of another one: the engine then tells of what."""
     if api.parse(name).space != "library":
         return False
     details = api.ask(url, "/api/show", {"model": name}, f"looking at {name}").get("details") or {}
     return bool(details.get("parent_model"))
 
 
-def _judged(row: dict[str, Any], answer: dict[str, Any], store: str) -> dict[str, Any]:
+def _judged(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     if "why" in answer:
         return {"status": answer["status"], "why": answer["why"]}
     if answer["digest"] == row["here"]:
         return {"status": "same", "registry": answer["digest"]}
-    new = [
-        size
-        for digest, size in answer["layers"]
-        if not (store and os.path.exists(os.path.join(store, "blobs", digest.replace(":", "-").replace("/", ""))))
-    ]
-    return {"status": "changed", "registry": answer["digest"], "bytes": sum(new)}
+    # all of it: a pull has a store of its own, and sees nothing of what is there
+    return {"status": "changed", "registry": answer["digest"], "bytes": answer["bytes"]}
 
 
 def _ask(spec: Spec, addresses: dict[str, str], emit: Emit) -> dict[str, dict[str, Any]]:
@@ -126,7 +122,7 @@ def _ask(spec: Spec, addresses: dict[str, str], emit: Emit) -> dict[str, dict[st
 def manifests(spec: Spec, emit: Emit) -> Result:
     """Ask for manifests. spec: addresses (name -> address), environment (HTTPS_PROXY).
 
-    data: manifests: name -> {digest, layers: [[digest, size]]}, or {status, why}.
+    data: manifests: name -> {digest, bytes (of all layers)}, or {status, why}.
     """
     proxy = spec.get("environment", {}).get("HTTPS_PROXY", "")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({"https": proxy} if proxy else {}))
@@ -142,7 +138,7 @@ def _manifest(opener: urllib.request.OpenerDirector, url: str) -> dict[str, Any]
         with opener.open(asked, timeout=SECONDS) as answer:
             content = answer.read(LIMIT)
         told = json.loads(content)
-        layers = [[str(layer["digest"]), int(layer["size"])] for layer in [*told["layers"], told["config"]]]
+        size = sum(int(layer["size"]) for layer in [*told["layers"], told["config"]])
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 404:
@@ -153,4 +149,4 @@ def _manifest(opener: urllib.request.OpenerDirector, url: str) -> dict[str, Any]
         return {"status": "unreachable", "why": str(getattr(error, "reason", error)) or type(error).__name__}
     except (ValueError, KeyError, TypeError) as error:
         return {"status": "unreachable", "why": f"what answers is no model registry ({type(error).__name__})"}
-    return {"digest": hashlib.sha256(content).hexdigest(), "layers": layers}
+    return {"digest": hashlib.sha256(content).hexdigest(), "bytes": size}
