@@ -286,6 +286,16 @@ def test_the_demo_says_how_it_stands(ready: dict[str, Any], server: FakeN8n) -> 
     assert run(n8n_content.demo, ready)["data"]["stands"] == "edited"
 
 
+def test_of_the_demos_runs_the_checks_own_alone_is_deleted(ready: dict[str, Any], server: FakeN8n) -> None:
+    words(ready)
+    server.webhook("ask", {"question": "the owner's"})
+    owners = dict(server.executions)
+    assert run(n8n_content.demo, ready)["data"]["status"] == 200
+    assert server.executions == owners
+    server.model_answers = False
+    assert run(n8n_content.demo, ready)["data"]["status"] == 500
+
+
 # ---------------------------------------------------------------------------------------------------- a new password
 
 

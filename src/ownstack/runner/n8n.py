@@ -24,7 +24,7 @@ API_KEY = "n8n_api_key"
 SCOPES = [
     "workflow:list", "workflow:read", "workflow:create", "workflow:update", "workflow:delete", "workflow:activate",
     "workflow:deactivate", "credential:list", "credential:read", "credential:create", "credential:update",
-    "credential:delete",
+    "credential:delete", "execution:list", "execution:read", "execution:delete",
 ]  # fmt: skip
 RESET_HINT = (
     "`ownstack password --reset n8n` gives the owner a new password and the kit its key; workflows stay as they are"
