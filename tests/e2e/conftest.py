@@ -1,4 +1,8 @@
-"""Real hosts for the end-to-end tests. Everything they make is gone at the end of the run."""
+"""Real hosts for the end-to-end tests. Everything they make is gone at the end of the run.
+
+They may run in two lanes, file by file (`tests/run --lanes`). The first lane that needs the provisioned host makes it,
+and both clone it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +21,9 @@ import pytest
 from tests.hosts import Host, Network, Options, footprint, lab, older, purge, watching
 from tests.hosts.commands import PATH, Result, cache
 from tests.hosts.footprint import Footprint
+from tests.hosts.image import locked
 from tests.hosts.kit import Ownstack, wait_ready
+from tests.hosts.lanes import Lane
 from tests.hosts.serve import FileServer, folder
 
 if TYPE_CHECKING:
@@ -25,12 +31,28 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 NEEDED = ("mmdebstrap", "systemd-nspawn", "ip", "nft", "zstd", "ssh", "nsenter")
+FIRST = "test_debian12_root.py"  # its lane makes the provisioned host while the other takes what needs none
+OPENED = pytest.StashKey[tuple[Lane, Network]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    clones: set[Path] = set()
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.e2e)
+        if isinstance(item, pytest.Function) and "debian12" in item.fixturenames:
+            clones.add(item.path)
+    here = [item for item in items if item.path.is_relative_to(HERE)]
+    here.sort(key=lambda item: item.path.name != FIRST and 1 + (item.path in clones))
+    items[:] = [*(item for item in items if not item.path.is_relative_to(HERE)), *here]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Take the run's network, hosts and layers away, when no other lane uses them any more."""
+    if opened := session.config.stash.get(OPENED, None):
+        lane, network = opened
+        lane.finish()
+        network.close()
 
 
 # secrets of the provisioned host, by name: a test that shows one fails, whatever else it says
@@ -54,16 +76,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def network() -> Iterator[Network]:
-    """The run's own bridge and address range."""
+def network(pytestconfig: pytest.Config) -> Network:
+    """The lane's own bridge and address range; they stay until its session ends."""
     if os.geteuid() != 0:
         pytest.skip("test hosts need root (network namespaces, overlay mounts, systemd-nspawn)")
     missing = [name for name in NEEDED if shutil.which(name, path=PATH) is None]
     if missing:
         pytest.skip(f"test hosts need {', '.join(missing)}: run tests/hosts/prerequisites.sh")
     purge()
-    with Network.open() as opened:
-        yield opened
+    lane, opened = Lane(), Network.open()
+    pytestconfig.stash[OPENED] = (lane, opened)
+    return opened
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,11 @@ class Mirror:
 def mirror(network: Network) -> Iterator[Mirror]:
     """Vendors' files in vendors' layouts and the language packages, served on the bridge."""
     with tempfile.TemporaryDirectory(dir=cache().parent) as root:
-        built = lab.build(Path(root))
-        lab.languages(built)
-        lab.packages_of_n8n(built)
-        registry = lab.models(built, Path(root, "registry"))
+        with locked("lab"):
+            built = lab.build(Path(root))
+            lab.languages(built)
+            lab.packages_of_n8n(built)
+            registry = lab.models(built, Path(root, "registry"))
         with FileServer(folder(built.mirror), network.gateway) as files, registry.serve(network.gateway) as models:
             yield Mirror(built, files, models)
 
@@ -104,13 +128,15 @@ class Provisioned:
     """A host on which `up` has run once, frozen.
 
     `before` is the host as it was before; `first` what the first `up --json -vvv` said, `said` all of its output;
-    `secrets_seen` are [place, name] of secrets that showed in processes meanwhile, or lay about afterwards.
+    `secrets` by name, never to be printed; `secrets_seen` are [place, name] of those that showed in processes
+    meanwhile, or lay about afterwards.
     """
 
     layer: Path
     before: Footprint
     first: dict[str, Any]
     said: Result
+    secrets: dict[str, str] = field(repr=False)
     secrets_seen: list[list[str]]
 
     @contextlib.contextmanager
@@ -123,8 +149,14 @@ class Provisioned:
 
 
 @pytest.fixture(scope="session")
-def debian12(network: Network, mirror: Mirror) -> Provisioned:
+def debian12(network: Network, mirror: Mirror, pytestconfig: pytest.Config) -> Provisioned:
     """A Debian 12 with the whole box, made over SSH as root; the one fresh install that most scenarios start from."""
+    made = pytestconfig.stash[OPENED][0].once("debian12", lambda: provision(network, mirror))
+    SECRETS.update(made.secrets)
+    return made
+
+
+def provision(network: Network, mirror: Mirror) -> Provisioned:
     host = Host(network, "debian12")
     try:
         host.boot()
@@ -135,9 +167,9 @@ def debian12(network: Network, mirror: Mirror) -> Provisioned:
         if first is None:
             raise RuntimeError(f"the first up failed: {said.stdout}")
         print(f"first up over SSH: {first['seconds']} s")
-        SECRETS.update(watching.secrets(host))
+        secrets = watching.secrets(host)
         found = [*seen.hits, *watching.look(host)]
-        return Provisioned(host.freeze(), before, first, said, found)
+        return Provisioned(host.freeze(), before, first, said, secrets, found)
     except BaseException:
         host.destroy()
         raise

@@ -44,10 +44,10 @@ def checkout(mirror: Mirror) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def box(network: Network, mirror: Mirror) -> Iterator[Host]:
-    shared = (mirror.lab.mirror,)
-    with Host(network, "french", Options("trixie", sudo="password", locale="fr_FR.UTF-8", shared=shared)) as host:
+    """With the one system package that a box needs, for packages are no part of a mirror."""
+    options = Options("trixie", sudo="password", locale="fr_FR.UTF-8", packages=("zstd",), shared=(mirror.lab.mirror,))
+    with Host(network, "french", options) as host:
         host.boot()
-        host.run("apt-get -q update && apt-get -q -y --no-install-recommends install zstd")  # the one system package
         host.uplink.cut()
         yield host
 

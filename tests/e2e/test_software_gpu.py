@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.hosts import Host, Network
+from tests.hosts import Host, Network, Options
 from tests.hosts.kit import Ownstack
 
 TOML = """
@@ -30,10 +30,8 @@ DROP_IN = "etc/systemd/system/ownstack-ollama.service.d/less.conf"
 
 @pytest.fixture(scope="module")
 def box(network: Network) -> Iterator[Host]:
-    with Host(network, "softgpu") as host:
-        host.boot()
-        host.run("apt-get -qq update && apt-get -qqy --no-install-recommends install mesa-vulkan-drivers")
-        yield host
+    with Host(network, "softgpu", Options(packages=("mesa-vulkan-drivers",))) as host:
+        yield host.boot()
 
 
 def verdict(ownstack: Ownstack) -> dict[str, dict[str, Any]]:

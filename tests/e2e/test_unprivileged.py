@@ -37,7 +37,8 @@ def seed(host: Host, debian12: Provisioned) -> None:
     """Programs of the provisioned host in the user's folder: links to its files, folders of the user's own."""
     target = host.folder / "upper" / OPT
     target.parent.mkdir(parents=True)
-    subprocess.run(["cp", "-al", debian12.layer / "opt/ownstack", target], check=True)
+    way = "-al" if debian12.layer.stat().st_dev == target.parent.stat().st_dev else "-a"  # another lane's host
+    subprocess.run(["cp", way, debian12.layer / "opt/ownstack", target], check=True)
     for name in FETCHED:
         shutil.rmtree(target / name)
     for folder in (target, *target.parents):

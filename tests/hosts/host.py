@@ -44,6 +44,7 @@ class Options:
     `lower` are layers of provisioned hosts (Host.freeze), topmost first: the clone keeps their identity.
     `programs` are layers that hold nothing but programs, so that installing them costs no time once more.
     `redirect`: folders of a layer can be renamed, as on any other file system (not for hosts that are frozen).
+    `packages` are there from the start.
     `shared` are folders of this machine that the host sees under the same path, read-only.
     """
 
@@ -51,6 +52,7 @@ class Options:
     python: bool = True
     locale: str = "C.UTF-8"
     sudo: Sudo = "free"
+    packages: tuple[str, ...] = ()
     lower: tuple[Path, ...] = ()
     programs: tuple[Path, ...] = ()
     redirect: bool = False
@@ -77,8 +79,8 @@ class Host:
 
     def _clone(self) -> None:
         wanted = self.options
-        images = image.layers(wanted.suite, python=wanted.python, locale=wanted.locale)
-        stack = [*wanted.lower, *wanted.programs, *images]
+        below = image.layers(wanted.suite, python=wanted.python, locale=wanted.locale, packages=wanted.packages)
+        stack = [*wanted.lower, *wanted.programs, *below]
         for part in ("upper", "work", "root", "home/.ssh"):
             (self.folder / part).mkdir(parents=True)
         (self.folder / "record.json").write_text(json.dumps({"group": self.group}))

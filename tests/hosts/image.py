@@ -1,7 +1,7 @@
 """Root file systems for test hosts, built once per content and kept in the user's cache.
 
 An image is a stack of folders, topmost first: the bare system without Python, then, as asked for,
-a layer with Python and a layer with a locale. Every folder is named by the hash of all that went
+a layer with Python, one with a locale and one with more packages. Every folder is named by the hash of all that went
 into it, so a change of the recipe or of this machine's certificates makes a new one.
 """
 
@@ -36,7 +36,7 @@ APT = 'Acquire::Check-Valid-Until "false";\nAcquire::Languages "none";\nAcquire:
 UNPRIVILEGED = 1000  # the uid of the user `tester`
 
 
-def layers(suite: str, *, python: bool = True, locale: str = "C.UTF-8") -> list[Path]:
+def layers(suite: str, *, python: bool = True, locale: str = "C.UTF-8", packages: tuple[str, ...] = ()) -> list[Path]:
     """The folders of an image, topmost first; builds what the cache does not hold.
 
     `locale` other than C.UTF-8 brings that language's messages of sudo, coreutils and the C library.
@@ -48,13 +48,16 @@ def layers(suite: str, *, python: bool = True, locale: str = "C.UTF-8") -> list[
         stack.insert(0, _grown(stack, f"{suite}-python", "apt-get install -y --no-install-recommends python3"))
     if locale != "C.UTF-8":
         stack.insert(0, _grown(stack, f"{suite}-{locale}", _locale_script(locale)))
+    if packages:
+        names = " ".join(packages)
+        stack.insert(0, _grown(stack, f"{suite}-{packages[0]}", f"apt-get install -y --no-install-recommends {names}"))
     return stack
 
 
 def key() -> Path:
     """The private key that opens every test host, made once per user."""
     path = cache() / "id_ed25519"
-    with _locked("key"):
+    with locked("key"):
         if not path.exists():
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test-hosts", "-f", path)
     return path
@@ -70,7 +73,7 @@ def resolver() -> str:
 def _cached(name: str, inputs: str, build: Callable[[Path], None]) -> Path:
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     folder = cache() / "images" / f"{name}-{digest}"
-    with _locked(folder.name):
+    with locked(folder.name):
         if not folder.exists():
             part = folder.with_name(folder.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
@@ -81,7 +84,7 @@ def _cached(name: str, inputs: str, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
     folder = cache() / "locks"
     folder.mkdir(exist_ok=True)
     with (folder / name).open("w") as file:
