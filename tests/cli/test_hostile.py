@@ -25,6 +25,7 @@ from roles import roles_of
 from tests.plan.fake import FakeSession
 from tests.unit import machines
 
+SHORT = ("$(id)", "`id`", "';id;'", '"|id|"', "a&&id||b", "*?[a]{b,c}")  # short enough for every name
 TEXTS = (
     "; touch /tmp/ownstack-canary",
     "$(touch /tmp/ownstack-canary)",
@@ -37,6 +38,7 @@ TEXTS = (
     "%h %n %i",
     "${HOME} $HOME $$",
     "a\\",
+    *SHORT,
     "../../etc/passwd",
     "@@secret:n8n_encryption_key@@",
     "\x00",

@@ -14,7 +14,8 @@ import pytest
 
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.hosts import Host, Network, footprint
-from tests.hosts.kit import CHECKOUT, SERVICES, Ownstack, processes, wait_ready
+from tests.hosts.kit import CHECKOUT, READY, SERVICES, Ownstack, processes, wait_ready
+from tests.hosts.records import records
 
 PREFIX = "ownstack-"
 
@@ -44,6 +45,16 @@ def test_a_second_up_changes_nothing_and_restarts_nothing(box: Host, ownstack: O
     assert processes(box) == before
     print(f"second up over SSH: {again['seconds']} s")
     assert ownstack("plan", "--exit-code", check=False).returncode == 0
+
+
+def test_verify_leaves_nothing_behind(box: Host, ownstack: Ownstack) -> None:
+    """It chats, uploads a document, makes a workflow: twice, and every table, collection and model is as it was."""
+    before = records(box)
+    assert len(before["rows"]) > 60
+    assert before["points"]
+    for _ in range(2):
+        assert ownstack.json("verify")["ok"]
+    assert records(box) == before
 
 
 def test_pyinfra_by_hand_carries_out_the_same_plan(box: Host, ownstack: Ownstack, mirror: Mirror) -> None:
@@ -82,11 +93,20 @@ def test_services_stop_start_and_tell_their_last_lines(box: Host, ownstack: Owns
     assert all("qdrant" in line for line in lines)
 
 
-def test_a_folder_of_the_host_is_seen_by_its_service_alone(box: Host, ownstack: Ownstack) -> None:
-    mode = box.output("stat -c %a /home/tester")
-    box.run("cd /home/tester && mkdir papers private && echo x > papers/one && chmod 0755 . papers private")
+def with_papers(ownstack: Ownstack) -> Ownstack:
     more = '[folders.papers]\npath = "/home/tester/papers"\nservice = "n8n"\n'
-    Ownstack(box, variables=ownstack.variables, toml=ownstack.toml + more).json("up", "--yes", "--no-verify")
+    return Ownstack(ownstack.box, variables=ownstack.variables, toml=ownstack.toml + more)
+
+
+def test_a_folder_of_the_host_is_seen_by_its_service_alone(box: Host, ownstack: Ownstack, tmp_path: Path) -> None:
+    """Bound by a reviewed plan, which is good for once: then the box is another."""
+    reviewed = str(tmp_path / "plan.json")
+    box.run("cd /home/tester && mkdir papers private && echo x > papers/one && chmod 0755 . papers private")
+    with_papers(ownstack)("plan", "--out", reviewed)
+    assert ownstack.json("up", "--yes", "--no-verify", "--plan", reviewed)["changed"] > 0
+    again = ownstack("up", "--yes", "--plan", reviewed, check=False)
+    assert again.returncode == 2
+    assert "the box has changed since the plan was made" in again.stderr
 
     def inside(service: str, command: str) -> tuple[int, str]:
         pid = box.output(f"systemctl show -p MainPID --value ownstack-{service}")
@@ -97,14 +117,33 @@ def test_a_folder_of_the_host_is_seen_by_its_service_alone(box: Host, ownstack: 
     assert inside("n8n", "ls /home/tester") == (0, "papers")
     assert inside("n8n", "touch /home/tester/papers/two")[0] != 0, "for reading"
     assert inside("open-webui", "ls /home/tester/papers")[0] != 0
-    ownstack.json("up", "--yes", "--no-verify")
-    box.run(f"cd /home/tester && rm -r papers private && chmod {mode} .")
 
 
-def test_after_a_reboot_it_verifies(box: Host, ownstack: Ownstack) -> None:
+def test_after_a_reboot_a_missing_folder_stops_its_service_alone(box: Host, ownstack: Ownstack) -> None:
+    """A disk that is not plugged in, say: which folder is missing is said, and its service starts when it is there."""
+    bound, n8n = with_papers(ownstack), READY[-1]
+    box.run("mv /home/tester/papers /home/tester/away")
     box.reboot()
-    wait_ready(box)
-    assert ownstack.json("verify")["ok"]
+    wait_ready(box, READY[:-1])
+    status = json.loads(bound("status", "--json", check=False).stdout)
+    assert status["error"]["message"] == "not running: n8n (/home/tester/papers is not there)"
+    assert "starts by itself" in status["error"]["hint"]
+    failed = {check["id"]: check for check in bound.json("verify", check=False)["checks"] if check["status"] != "ok"}
+    assert {name.partition("-")[0] for name in failed} == {"n8n"}, failed
+    assert "/home/tester/papers is not there" in failed["n8n-runs"]["measured"]
+    box.run("mv /home/tester/away /home/tester/papers")
+    wait_ready(box, [n8n])
+
+
+def test_after_a_reboot_it_verifies(ownstack: Ownstack) -> None:
+    assert with_papers(ownstack).json("verify")["ok"]
+
+
+def test_a_folder_that_is_bound_no_more_is_left_alone(box: Host, ownstack: Ownstack, debian12: Provisioned) -> None:
+    (home,) = (line.split() for line in debian12.before.files if line.startswith("/home/tester d "))
+    ownstack.json("up", "--yes", "--no-verify")
+    assert box.output("cat /home/tester/papers/one") == "x"
+    box.run(f"cd /home/tester && rm -r papers private && chmod {home[2]} .")
 
 
 def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack) -> None:
@@ -119,7 +158,7 @@ def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack) -> None:
     box.run("for name in $(getent passwd | grep -o '^ownstack[^:]*'); do userdel $name; done")
     box.run("useradd --system someone-else")
     assert box.output("id -u someone-else") in before  # what was ours would be theirs
-    ownstack("up", "--yes")
+    again = ownstack.json("up", "--yes")
     assert box.output(ids).split() != before
     assert box.output("find /var/lib/ownstack /etc/ownstack /opt/ownstack -user someone-else | head -3") == ""
     for service in SERVICES:
@@ -134,7 +173,7 @@ def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack) -> None:
     )
     assert said.stdout == "200"
     # the webhook of the demo asks the model with the stored credential: it must decrypt
-    checks = {check["id"]: check["status"] for check in ownstack.json("verify")["checks"]}
+    checks = {check["id"]: check["status"] for check in again["verify"]["checks"]}
     assert set(checks.values()) == {"ok"}
 
 

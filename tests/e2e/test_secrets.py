@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ownstack.engine.session import Session, Target
 from tests.cli import test_hostile as hostile
 from tests.e2e import conftest
 from tests.e2e.conftest import Mirror, Provisioned
@@ -153,9 +154,47 @@ def test_systemd_reads_hostile_names_as_they_were_written(box: Host) -> None:
     assert traces(box) == "[]"
 
 
+def test_two_hundred_hostile_values_reach_a_host_as_they_were_written(box: Host) -> None:
+    """Every accepted text of every free setting, through the kit's own connection, the host's shell and its runner."""
+    accepted, _ = hostile.sorted_out()
+    values = {key: [f"/{key}/{text}" for text in accepted[key]] for key in sorted(hostile.FREE)}
+    count = sum(map(len, values.values()))
+    print(f"{count} values")
+    assert count >= 200
+    with Session(Target.parse(f"root@{box.hostname}", ssh_config=str(box.home / ".ssh/config"))) as session:
+        session.layout_runner = "/opt/ownstack/base/current/runner"
+        for texts in values.values():
+            assert session.step("box.missing", {"paths": texts})["missing"] == texts
+    assert traces(box) == "[]"
+
+
+def test_systemd_reads_hostile_folders_as_they_were_written(box: Host) -> None:
+    """Every accepted path, in a unit of n8n of its own, read by the host's own systemd."""
+    cases = hostile.cases()
+    files = {}
+    for number, case in enumerate(cases):
+        plan = hostile.hostile_plan(case, "bare-server")
+        (file,) = [file for file in hostile.all_files(plan) if file.path.endswith("ownstack-n8n.service")]
+        files[f"/run/systemd/system/hostile-{number}.service"] = file.content
+    box.run(f"python3 -c {shlex.quote(UNPACK)}", data=json.dumps(files))
+    names = " ".join(f"hostile-{number}.service" for number in range(len(cases)))
+    shown_by_it = box.output(f"systemctl daemon-reload; systemctl show -p LoadState -p ReadWritePaths {names}")
+    box.run("rm /run/systemd/system/hostile-*; systemctl daemon-reload")
+    units = [dict(line.split("=", 1) for line in unit.splitlines()) for unit in shown_by_it.split("\n\n")]
+    assert [unit["LoadState"] for unit in units] == ["loaded"] * len(cases)
+    for unit, case in zip(units, cases, strict=True):
+        path = case["folders.docs.path"]
+        taken = ".." not in path and len(path) < 200  # of others systemd says that it takes no notice
+        assert unit["ReadWritePaths"].endswith(path) == taken, (unit, path[:200])
+
+
 def test_a_box_with_hostile_names_stands(box: Host, mirror: Mirror) -> None:
     """Texts that mean something to a shell, systemd and templates, as names and as folders, through a whole `up`."""
-    paths = [f"/srv/hostile/{number}{text}" for number, text in enumerate(hostile.TEXTS) if len(text) < 200]
+    paths = [
+        f"/srv/hostile/{number}{text}"
+        for number, text in enumerate(hostile.TEXTS)
+        if len(text) < 200 and text not in hostile.SHORT
+    ]
     taken = [
         path for path in paths
         if ".." not in path

@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,10 @@ class Ownstack:
         return row["user"], self.box.output(f"cat {row['file']}")
 
 
-def wait_ready(box: Host | LocalBox, timeout_s: float = 240) -> float:
+def wait_ready(box: Host | LocalBox, urls: Sequence[str] = READY, timeout_s: float = 240) -> float:
     """Wait until all pages answer after a boot; the seconds that it took."""
     start = time.monotonic()
-    asks = " && ".join(f"curl -sf -o /dev/null {url}" for url in READY)
+    asks = " && ".join(f"curl -sf -o /dev/null {url}" for url in urls)
     while box.run(asks, check=False).returncode:
         if time.monotonic() - start > timeout_s:
             raise TimeoutError(f"not ready within {timeout_s} s: {box.run(asks, check=False)}")
