@@ -18,7 +18,14 @@ from .local import LocalBox
 CHECKOUT = Path(__file__).parents[2]
 SERVICES = ("qdrant", "ollama", "open-webui", "n8n")
 READY = ("http://127.0.0.1:6333/readyz", "http://127.0.0.1:8080/ready", "http://127.0.0.1:5678/healthz/readiness")
+LEFT_OUT = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")
 PROCESS = ("Id", "MainPID", "NRestarts", "ExecMainStartTimestampMonotonic", "ActiveState")
+
+
+def packed() -> bytes:
+    """The checkout as a fresh clone of it would be: without environments and caches (and without history)."""
+    argv = ["tar", "-c", *[f"--exclude={name}" for name in LEFT_OUT], "-C", str(CHECKOUT), "."]
+    return subprocess.run(argv, capture_output=True, check=True).stdout
 
 
 @dataclass

@@ -39,6 +39,11 @@ class Uplink:
     def restore(self) -> None:
         run("ip", "-n", self.name, "route", "replace", "default", "via", self.gateway)
 
+    def received_bytes(self) -> int:
+        """All that has come in over the bridge so far."""
+        (link,) = json.loads(run("ip", "-n", self.name, "-j", "-s", "link", "show", "eth0").stdout)
+        return int(link["stats64"]["rx"]["bytes"])
+
     def execute(self, *argv: str | Path, check: bool = True, data: str | None = None) -> str:
         """Run a program of this machine inside the namespace (its loopback included)."""
         return run("ip", "netns", "exec", self.name, *argv, check=check, data=data).stdout
