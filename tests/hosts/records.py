@@ -1,4 +1,4 @@
-"""What a box holds, as counts: rows of every table, points of every collection, and the models.
+"""What a box holds, as counts: rows of every table, points of every collection, the models, and the names of files.
 
 Left out is where n8n itself counts what ran and notes what was published; it offers no way to take that back.
 """
@@ -10,6 +10,9 @@ from typing import Any
 
 from .host import Host
 
+# what services write while they run, and the vector database's own order within a collection
+ALIVE = r"-name '*-wal' -o -name '*-shm' -o -name '*.log' -o -path '*/wal/*' -o -path '*/segments/*'"
+PLACES = "/opt/ownstack /etc/ownstack /var/lib/ownstack /tmp /var/tmp /dev/shm /run/ownstack*"
 STATISTICS = ("insights_", "workflow_statistics", "workflow_publication_outbox")
 COUNT = r"""
 import glob, json, sqlite3, urllib.request
@@ -36,4 +39,6 @@ def records(host: Host) -> dict[str, Any]:
     found["rows"] = {
         name: count for name, count in found["rows"].items() if not name.rpartition(" ")[2].startswith(STATISTICS)
     }
+    listed = host.output(f"find {PLACES} -xdev \\( {ALIVE} \\) -prune -o -print 2>/dev/null || true")
+    found["files"] = sorted(listed.splitlines())
     return found
