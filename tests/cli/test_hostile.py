@@ -50,7 +50,7 @@ TEXTS = (
 )
 # what stands before a hostile text, so that it passes a look at the beginning
 STARTS = ("", "/", "http://h/", "user@", "qwen3:")
-HARMLESS = {"folders.docs.path": "/srv/plain", "sources.mirror": "/plain"}
+HARMLESS = {"folders.docs.path": "/srv/plain", "sources.mirror": "/plain", "sources.bundle": "/plain"}
 
 
 def text_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -122,7 +122,8 @@ def test_every_text_setting_is_tried() -> None:
 
 
 FREE = {
-    "folders.docs.path", "sources.mirror", "open_webui.admin_name", "n8n.owner_first_name", "n8n.owner_last_name"
+    "folders.docs.path", "sources.mirror", "sources.bundle", "open_webui.admin_name", "n8n.owner_first_name",
+    "n8n.owner_last_name",
 }  # fmt: skip
 
 
@@ -219,7 +220,8 @@ def test_commands_keep_their_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
                 found.append([len(outer), len(inner)])
             return found
 
-    chosen = cases()
+    # of a text of 10,000 characters a command holds fewer, and there are more commands
+    chosen = [case for case in cases() if max(map(len, case.values())) < 200]
     expected = words({key: HARMLESS.get(key, "plain") for key in chosen[0]})
     for values in chosen[:: max(1, len(chosen) // 12)]:
         assert words(values) == expected, values
