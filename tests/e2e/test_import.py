@@ -37,6 +37,7 @@ DATA_DIR=/srv/webui
 STATIC_DIR=/srv/webui/static
 HOME=/srv/webui
 XDG_CACHE_HOME=/srv/webui/cache
+FROM_INIT_PY=true
 WEBUI_SECRET_KEY=theirs-alone
 WEBUI_ADMIN_EMAIL={OWNER}
 WEBUI_ADMIN_PASSWORD={WORD}
