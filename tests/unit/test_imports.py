@@ -109,13 +109,19 @@ def webui(folder: Path, revision: str = "b2", **more: str) -> Path:
         made.executescript(
             "CREATE TABLE user (id TEXT, email TEXT, role TEXT, created_at INTEGER); CREATE TABLE auth (id TEXT);"
             "CREATE TABLE chat (id TEXT); CREATE TABLE file (id TEXT, path TEXT); CREATE TABLE knowledge (id TEXT);"
-            "CREATE TABLE alembic_version (version_num TEXT); CREATE TABLE config (key TEXT, value TEXT);"
+            "CREATE TABLE alembic_version (version_num TEXT); CREATE TABLE config (key TEXT, value JSON);"
         )
         made.execute("INSERT INTO user VALUES ('u1', 'mara@example.org', 'admin', 1), ('u2', 'jo', 'user', 2)")
         made.execute("INSERT INTO chat VALUES ('c1'), ('c2')")
         made.execute("INSERT INTO file VALUES ('f1', '/app/backend/data/uploads/f1_a.txt'), ('f2', 's3://away/b')")
         made.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
-        settings = {"rag.embedding_engine": "", "rag.enable_hybrid_search": True, "ui.banners": ["mine"], **more}
+        settings = {
+            "rag.top_k": 3,
+            "rag.embedding_engine": "",
+            "rag.enable_hybrid_search": True,
+            "ui.banners": ["mine"],
+            **more,
+        }
         made.executemany("INSERT INTO config VALUES (?, ?)", [(k, json.dumps(v)) for k, v in settings.items()])
         made.commit()
     (folder / "uploads").mkdir()
@@ -258,7 +264,9 @@ def test_an_open_webui_takes_the_place_of_the_boxes_and_goes_again(box: SmallBox
     web = box.var / "open_webui"
     held = dict(rows(web / "webui.db", "SELECT id, path FROM file"))
     assert held == {"f1": f"{web}/uploads/f1_a.txt", "f2": "s3://away/b"}
-    settings = {key: json.loads(value) for key, value in rows(web / "webui.db", "SELECT key, value FROM config")}
+    stored = dict(rows(web / "webui.db", "SELECT key, value FROM config"))
+    assert stored.pop("rag.top_k") == 3
+    settings = {key: json.loads(value) for key, value in stored.items()}
     assert settings == {"rag.embedding_engine": "ollama", "rag.enable_hybrid_search": False, "ui.banners": ["mine"]}
     assert sorted(path.name for path in web.rglob("*")) == ["f1_a.txt", "uploads", "webui.db"]
     assert box.content().keys() >= {"var/n8n/.n8n/database.sqlite"}

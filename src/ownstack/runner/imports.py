@@ -266,7 +266,9 @@ def _settings(work: sqlite3.Connection, tables: set[str], about: dict[str, Any])
             work.execute("UPDATE config SET data = ? WHERE id = ?", (json.dumps(held), identity))
             return notes
     if {"key", "value"} <= columns:
-        held = {key: json.loads(value) for key, value in work.execute("SELECT key, value FROM config")}
+        # a column of JSON: SQLite keeps a number in it as a number
+        read = work.execute("SELECT key, value FROM config")
+        held = {key: json.loads(value) if isinstance(value, str) else value for key, value in read}
         notes = _without_torch(values, held, about)
         for key, value in values.items():
             work.execute("UPDATE config SET value = ? WHERE key = ?", (json.dumps(value), key))
