@@ -54,7 +54,7 @@ def arm_spec(plan: Plan) -> dict[str, Any]:
 
 def configure(plan: Plan) -> None:
     if plan.backup is not None:
-        operations.config_files(name="Base: backups", wanted=files(plan, plan.backup))
+        operations.config_files(name="Base: backups", plan=plan, wanted=files(plan, plan.backup))
 
 
 def activate(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from ownstack.engine.role_tasks import downloads, manifest_values, retire
 from ownstack.kit import data_path
 from ownstack.plan import Plan
 from roles import ORDER, roles_of
-from roles.base import NAME, ROLE, files, schedule
+from roles.base import NAME, ROLE, files, recovery, schedule
 
 
 def bring_runner(plan: Plan) -> None:
@@ -48,7 +48,11 @@ def install(plan: Plan) -> None:
         name="Base: secrets",
         plan=plan,
         step_name="secrets.ensure",
-        spec={"secrets_dir": plan.layout.secrets, "secrets": [secret.model_dump() for secret in plan.secrets]},
+        spec={
+            "secrets_dir": plan.layout.secrets,
+            "secrets": [secret.model_dump() for secret in plan.secrets],
+            "active_dir": units.active_dir(plan),
+        },
     )
     programs(plan)
     if plan.manager == "supervisord":
@@ -100,18 +104,21 @@ def _folders(plan: Plan) -> list[Directory]:
 
 
 def configure(plan: Plan) -> None:
-    if files(plan):
-        operations.config_files(name="Base: configuration", wanted=files(plan))
+    wanted = [*files(plan), *(recovery.files(plan) if recovery.wanted(plan) else [])]
+    operations.config_files(name="Base: configuration", plan=plan, wanted=wanted)
     schedule.configure(plan)
 
 
 def activate(plan: Plan) -> None:
-    """Nothing of the base runs by itself but backups, where they were asked for."""
+    """What of the base runs by itself: recovery at boot, and backups where they were asked for."""
+    recovery.activate(plan)
     schedule.activate(plan)
 
 
 def remove(plan: Plan, purge: bool, packages: list[str]) -> None:
     schedule.remove(plan)
+    if recovery.wanted(plan):
+        recovery.remove(plan)
     if plan.manager == "supervisord":
         operations.step(
             name="Base: end supervisord", plan=plan, step_name="box.shutdown", spec=dict(units.process(plan))

@@ -62,7 +62,7 @@ def arm_spec(plan: Plan) -> dict[str, Any]:
 
 def configure(plan: Plan) -> None:
     if wanted(plan):
-        operations.config_files(name="n8n: maintenance", wanted=files(plan))
+        operations.config_files(name="n8n: maintenance", plan=plan, wanted=files(plan))
 
 
 def activate(plan: Plan) -> None:

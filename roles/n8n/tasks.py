@@ -13,8 +13,7 @@ from ownstack.data import lock_hash
 from ownstack.engine import role_tasks, units
 from ownstack.engine.ahead import ask
 from ownstack.engine.facts import StepState
-from ownstack.engine.operations import Commands, Directory, directories, release, release_spec, step
-from ownstack.engine.session import step_command
+from ownstack.engine.operations import Commands, Directory, directories, outliving, release, release_spec, step
 from ownstack.kit import data_path
 from ownstack.plan import Plan
 from roles import n8n
@@ -58,7 +57,7 @@ def npm_tree(plan: Plan) -> Commands:
     for path, name in paths.items():
         content = io.BytesIO(n8n.kit_file(name).encode())
         yield FileUploadCommand(content, path, remote_temp_filename=host.get_temp_filename(path))
-    yield step_command(run, "npm.install", spec)
+    yield outliving(plan, "npm.install", spec)
     yield StringCommand("rm", "-f", *[QuoteString(path) for path in paths])
 
 

@@ -83,7 +83,7 @@ def arm_spec(plan: Plan) -> dict[str, Any]:
 
 def configure(plan: Plan) -> None:
     if wanted(plan):
-        operations.config_files(name="Ollama: GPU watch", wanted=files(plan))
+        operations.config_files(name="Ollama: GPU watch", plan=plan, wanted=files(plan))
     else:  # there may be one of a time when the box used its card
         remove(plan)
 

@@ -51,6 +51,11 @@ class Layout(Frozen):
         return f"{self.var}/manifest.json"
 
     @property
+    def written(self) -> str:
+        """The hashes of all that was written to files of ours, by which edited ones are noticed."""
+        return f"{self.var}/files.sha256"
+
+    @property
     def runner(self) -> str:
         return f"{self.current('base')}/runner.pyz"
 

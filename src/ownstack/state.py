@@ -39,6 +39,10 @@ class BoxState(Frozen):
     releases: dict[str, Any] = Field(default_factory=dict)
     services: dict[str, Any] = Field(default_factory=dict)
     work: dict[str, Any] = Field(default_factory=dict)
+    unfinished: dict[str, Any] | None = None  # the journal's last step, where it was begun and did not end
+    holder: str = ""  # who works on the box now
+    edited: tuple[str, ...] = ()  # files of ours that somebody edited
+    recovered: tuple[dict[str, Any], ...] = ()  # what was put in order at boot
     existing_ollama: str = ""  # version of the Ollama that is used as it is, empty where it does not answer
     existing_models: tuple[str, ...] = ()  # what it has
 

@@ -56,7 +56,7 @@ class Box:
         self.seen = Seen()
 
     @contextlib.contextmanager
-    def open(self, settings: Settings, *_: Any) -> Iterator[Site]:
+    def open(self, settings: Settings, *_: Any, **__: Any) -> Iterator[Site]:
         names = [service["name"] for service in (self.state.manifest or {}).get("services", [])]
         now = {"active": self.running, "state": "active", "enabled": True, "pid": 7}
         state = self.state.model_copy(update={"services": {name: dict(now) for name in names}})

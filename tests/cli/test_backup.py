@@ -154,7 +154,7 @@ def test_the_box_makes_them_itself_and_stops(
     monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
     assert run(["backup", "--every", "week", "--to", "/mnt/usb", "--passphrase-file", word, "--json"]) == 0
     assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7}
-    files = {path.rpartition("/")[2].removesuffix(".ownstack-new"): data for path, data in box.seen.files}
+    files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
     set_up = json.loads(files["backup.json"])
     assert set_up["elsewhere"]
     assert set_up["passphrase_file"] == "/etc/ownstack/secrets/backup_passphrase"

@@ -103,34 +103,76 @@ def test_a_deep_folder_changes_hands_with_all_that_is_in_it(session: Session, pl
 
 
 def test_config_files(session: Session, plan: Plan, tmp_path: Path) -> None:
+    Path(plan.layout.var).mkdir(parents=True, exist_ok=True)
     path = tmp_path / 'it\'s "one" $file.conf'
     wanted = [
         ConfigFile(path=str(path), content="ä {{ x }} $(id)\n", mode="0640", owner="nobody", group="daemon"),
         ConfigFile(path=f"{tmp_path}/plain", content="1\n"),
         ConfigFile(path=f"{tmp_path}/group-only", content="1\n", mode="0640", group="daemon"),
     ]
-    changes_once(session, plan, lambda: operations.config_files(name="c", wanted=wanted))
+    changes_once(session, plan, lambda: operations.config_files(name="c", plan=plan, wanted=wanted))
     assert path.read_text() == "ä {{ x }} $(id)\n"
     assert (mode(path), path.owner(), path.group()) == (0o640, "nobody", "daemon")
     assert (mode(tmp_path / "plain"), (tmp_path / "plain").owner()) == (0o644, "root")
     assert (tmp_path / "group-only").group() == "daemon"
-    for damage in (
-        lambda: path.write_text("other"),
+    damages: list[Callable[[], object]] = [
         lambda: path.chmod(0o666),
         lambda: os.chown(path, 0, 0),
         lambda: os.chown(tmp_path / "group-only", -1, 0),
         path.unlink,
-    ):
+    ]
+    action = lambda: operations.config_files(name="c", plan=plan, wanted=wanted)  # noqa: E731
+    for damage in damages:
         damage()
-        assert changes_once(session, plan, lambda: operations.config_files(name="c", wanted=wanted)).changed == 1
-    assert not list(tmp_path.glob("*.ownstack-new"))
+        assert changes_once(session, plan, action).changed == 1
+    assert not [*tmp_path.glob("*.ownstack-new"), *tmp_path.glob("*.part")]
+
+
+def test_a_file_that_somebody_edited_is_kept(session: Session, plan: Plan, tmp_path: Path) -> None:
+    """Ours lies beside it, also a newer one; who may read it stays ours to say."""
+    path = tmp_path / 'it\'s "one" $file.conf'
+    new = path.with_name(path.name + ".ownstack-new")
+
+    def wanted(content: str) -> Any:
+        file = ConfigFile(path=str(path), content=content, mode="0640")
+
+        def action() -> None:
+            operations.config_files(name="c", plan=plan, wanted=[file])
+
+        return action
+
+    changes_once(session, plan, wanted("ours\n"))
+    changes_once(session, plan, wanted("ours 2\n"))
+    assert (path.read_text(), new.exists()) == ("ours 2\n", False)
+    path.write_text("theirs\n")
+    path.chmod(0o666)
+    changes_once(session, plan, wanted("ours 2\n"))
+    assert (path.read_text(), new.read_text()) == ("theirs\n", "ours 2\n")
+    assert (mode(path), mode(new)) == (0o640, 0o640)
+    changes_once(session, plan, wanted("ours 3\n"))
+    assert (path.read_text(), new.read_text()) == ("theirs\n", "ours 3\n")
+    new.rename(path)  # they take ours
+    assert preview(session, carry_out, plan=plan, action=wanted("ours 3\n")).changed == 0
+    changes_once(session, plan, wanted("ours 4\n"))
+    assert (path.read_text(), new.exists()) == ("ours 4\n", False)
+    path.write_text("theirs again\n")
+    changes_once(session, plan, wanted("ours 4\n"))
+    with Path(plan.layout.written).open("a") as record:
+        record.write(f"{'-' * 64}  {path}\n")  # they give it up
+    changes_once(session, plan, wanted("ours 4\n"))
+    assert (path.read_text(), new.exists()) == ("ours 4\n", False)
+    path.write_text("theirs again\n")
+    changes_once(session, plan, wanted("ours 4\n"))
+    path.unlink()  # who deletes it wants it anew
+    changes_once(session, plan, wanted("ours 4\n"))
+    assert (path.read_text(), new.exists()) == ("ours 4\n", False)
 
 
 def test_a_file_in_the_place_of_a_link_leaves_what_it_led_to(session: Session, plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("not ours")
     (tmp_path / "ours").symlink_to(tmp_path / "theirs")
     wanted = [ConfigFile(path=f"{tmp_path}/ours", content="ours\n")]
-    changes_once(session, plan, lambda: operations.config_files(name="c", wanted=wanted))
+    changes_once(session, plan, lambda: operations.config_files(name="c", plan=plan, wanted=wanted))
     assert (tmp_path / "theirs").read_text() == "not ours"
     assert (tmp_path / "ours").read_text() == "ours\n"
 

@@ -53,9 +53,11 @@ def test_the_operations_of_one_role_in_their_order() -> None:
         "Base: uv",
         "Base: age",
         "Qdrant: program",
+        "Base: configuration",
         "Qdrant: folders",
         "Qdrant: configuration",
         "Qdrant: configuration with secrets",
+        "Base: recovery at boot",
         "Qdrant: service",
         "Base: record that it is done",
     ]
@@ -192,7 +194,7 @@ def test_a_second_run_changes_nothing_and_asks_only_facts() -> None:
         if link:
             wanted[link[2]] = f"link\t{link[1]}\t\t\t"
     for path, data in first.files:
-        final = path.removesuffix(".ownstack-new")
+        final = path.removesuffix(".part")
         wanted[final] = f"file\t644\troot\troot\t{hashlib.sha256(data).hexdigest()}"
     python = made.role("base").artifact("python")
     mark = made.layout.release("python", python.version, python.digest) + "/.ownstack-release.json"

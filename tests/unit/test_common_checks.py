@@ -27,6 +27,8 @@ class Found:
     enabled: bool = True
     recorded: str = ""
     listening: list[dict[str, Any]] = field(default_factory=list)
+    armed: bool = True
+    edited: list[str] = field(default_factory=list)
     modes: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     gone: list[str] = field(default_factory=list)
@@ -42,9 +44,11 @@ class Found:
             return {"listening": self.listening}
         if name == "box.missing":
             return {"missing": [path for path in spec["paths"] if path in self.gone]}
+        if name == "recover.arm":
+            return {"armed": self.armed}
         assert name == "box.state"
         now = {"active": self.active, "enabled": self.enabled, "state": "active", "recorded": self.recorded, "pid": 7}
-        return {"services": {"qdrant": now}}
+        return {"services": {"qdrant": now}, "edited": self.edited}
 
     @property
     def host(self) -> Any:
@@ -98,7 +102,7 @@ def test_a_box_as_planned_is_green(found: Found) -> None:
     assert len(ids) == len(set(ids))
 
 
-COMMON = ["no-open-ports", "secret-modes", "configuration", "protections", "floors"]
+COMMON = ["no-open-ports", "secret-modes", "configuration", "edited", "protections", "recovery", "floors"]
 SERVICE = [f"{name}-{what}" for name in ("qdrant", "ollama", "open-webui", "n8n") for what in ("runs", "loopback")]
 OF_ROLES = [
     *("qdrant-config", "qdrant-key-required", "qdrant-version"),
@@ -192,3 +196,9 @@ def test_a_version_below_its_floor_is_said_again_and_again() -> None:
 def test_one_account_for_all_cannot_tell_ports_apart(found: Found) -> None:
     found.plan = found.plan.model_copy(update={"system": False})
     assert status(found, "no-open-ports").startswith("skipped: ")
+
+
+def test_an_edited_file_is_named_and_a_recovery_that_would_not_run_fails(found: Found) -> None:
+    found.edited, found.armed = ["/etc/ownstack/n8n/env"], False
+    assert status(found, "edited").startswith("amber: edited by hand: /etc/ownstack/n8n/env")
+    assert status(found, "recovery").startswith("failed: ownstack-recover")

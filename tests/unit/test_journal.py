@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from ownstack.engine.zipapp import runner_zipapp
-from ownstack.runner import fetch, journal
+from ownstack.runner import detached, fetch, journal
 from ownstack.runner.core import StepError
 
 
@@ -175,3 +176,50 @@ def test_a_failure_is_told_in_the_steps_own_words(tmp_path: Path, server: str, r
         fetch.many_outliving(spec, ignore)
     assert error.value.code == "fetch-hash"
     assert not list((tmp_path / "work").glob("0*"))
+
+
+def test_any_long_step_goes_on_when_its_caller_is_gone(
+    tmp_path: Path, server: str, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the connection drops: what the caller ran is killed with it, the step's own process is not."""
+    monkeypatch.setattr(Slow, "pause", 0.3)
+    whole = spec_for(tmp_path, server, "a", runner)
+    inner = {key: whole[key] for key in ("files", "work", "mirror")}
+    told = {
+        "step": "fetch.many", "spec": inner,
+        **{key: whole[key] for key in ("run_dir", "manager", "unit", "runner")},
+    }  # fmt: skip
+    path = journal.journal(whole["run_dir"], "fetch.many", {**inner, "run_dir": whole["run_dir"]})
+    caller = subprocess.Popen(
+        [runner, "journal.outlive", "--json", json.dumps(told)], stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 20
+    while not journal.busy(path):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    pid = json.loads(Path(path).read_text().splitlines()[0])["pid"]
+    os.killpg(caller.pid, signal.SIGKILL)
+    caller.wait()
+    assert not Path(f"{path}.env").exists()
+    result = journal.outliving(told, ignore)
+    assert result["changed"]
+    assert json.loads(Path(path).read_text().splitlines()[0])["pid"] == pid, "it was attached to, not begun anew"
+
+
+def test_it_reaches_the_network_as_its_caller_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit of its own has other surroundings; a proxy's address, which may hold a password, is in no program line."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(detached, "launch", lambda manager, unit, command, log: seen.append(command))
+    monkeypatch.setattr(journal, "follow", lambda path, emit: {"event": "result", "data": {}})
+    monkeypatch.setenv("https_proxy", "http://me:word@proxy:3128")
+    monkeypatch.setenv("SECRET_OF_MINE", "x")
+    journal.outlive("box.ports", {"run_dir": str(tmp_path)}, "systemd", "t", "runner", ignore)
+    ((_, _, _, path, spec),) = seen
+    assert "word" not in " ".join(seen[0])
+    assert json.loads(Path(f"{path}.env").read_text())["https_proxy"] == "http://me:word@proxy:3128"
+    assert "SECRET_OF_MINE" not in Path(f"{path}.env").read_text()
+    monkeypatch.delenv("https_proxy")
+    journal.attached(["box.ports", "--journal", path, spec], lambda step, spec, out: 0)
+    assert os.environ.pop("https_proxy") == "http://me:word@proxy:3128"
+    assert not Path(f"{path}.env").exists()

@@ -20,7 +20,7 @@ class Box:
         self.target = SimpleNamespace(name="box")
         self.remedied, self.broken, self.asked = 0, broken, 0
 
-    def step(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    def step(self, name: str, spec: dict[str, Any], looking: bool = False) -> dict[str, Any]:
         if self.broken:
             raise RunError("no runner there", hint="")
         if name == "ollama.ps":

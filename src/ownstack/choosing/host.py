@@ -79,7 +79,7 @@ def process_manager(report: HardwareReport, root: bool) -> tuple[ProcessManager,
     if report.host.init != "systemd":
         return "supervisord", [
             "process 1 is not systemd: services are kept by supervisord, without systemd's sandbox and network policy",
-            "nothing starts the box after a reboot here: run `ownstack start`",
+            "nothing starts the box after a reboot here: run `ownstack start`, after a power cut `ownstack up`",
         ]
     if root:
         return "systemd", []

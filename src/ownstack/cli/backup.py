@@ -144,10 +144,10 @@ def backup(
         return _say_look(data, as_json)
     word = "" if every == "never" else new_passphrase(passphrase_file, recipients, as_json)
     if every is not None:
-        with open_site(settings, sudo_password_file) as site:
+        with open_site(settings, sudo_password_file, doing="backup --every") as site:
             data = schedule(site, every, to, keep, with_models, word, recipients)
         return _say_schedule(data, as_json)
-    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
+    with open_site(settings, sudo_password_file, doing="backup") as site, Progress(quiet=as_json) as progress:
         site.session.on_event = progress
         data = make(site, to, keep, with_models, word, recipients)
     if as_json:

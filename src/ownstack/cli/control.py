@@ -43,7 +43,7 @@ def make(action: str, summary: str) -> click.Command:
         from ..engine.operations import service_list
 
         settings = read_settings(config_file, sets, host=host)
-        with open_site(settings, sudo_password_file) as site:
+        with open_site(settings, sudo_password_file, doing=action) as site:
             plan = site.recorded_plan()
             done = []
             for role, service in chosen_services(plan, services):

@@ -68,7 +68,7 @@ def down(
     from ..kit import activate
 
     settings = read_settings(config_file, sets, host=host)
-    with open_site(settings, sudo_password_file) as site:
+    with open_site(settings, sudo_password_file, doing="down") as site:
         plan = site.recorded_plan()
         packages = list((site.state.manifest or {}).get("packages_added", []))
         goes, stays = what_goes(plan, purge, packages, pulled_into_adopted(site, plan))

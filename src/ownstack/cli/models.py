@@ -88,7 +88,7 @@ def move(
     if not path.startswith("/") or "/../" in f"{path}/":
         raise ConfigError(f"{path} is not an absolute path of the box", hint="for example /mnt/large/models")
     settings = read_settings(config_file, sets, host=host)
-    with open_site(settings, sudo_password_file) as site:
+    with open_site(settings, sudo_password_file, doing="models move") as site:
         old = site.recorded_plan()
         spec = move_spec(old, path)
         found = site.session.step("ollama.move", {**spec, "dry": True})
@@ -100,7 +100,7 @@ def move(
             site.session.on_event = progress
             site.session.step("ollama.move", spec)
     file = switch(config_file, sets, host, sudo_password_file, old, path)
-    with open_site(read_settings(config_file, sets, host=host), sudo_password_file) as site:
+    with open_site(read_settings(config_file, sets, host=host), sudo_password_file, doing="models move") as site:
         site.session.step("ollama.move", spec)  # what came while the first copy was made
         freed = site.session.step("ollama.move_drop", spec)
     if as_json:
@@ -148,7 +148,7 @@ def switch(
     before = file.read_text(encoding="utf-8") if file.exists() else None
     note_folder(config_file, path)
     try:
-        with open_site(read_settings(config_file, sets, host=host), password) as site:
+        with open_site(read_settings(config_file, sets, host=host), password, doing="models move") as site:
             _apply(site, site.plan(), old)
     except BaseException:
         if before is None:

@@ -46,7 +46,7 @@ def password(
 ) -> int:  # fmt: skip
     """Show where the first passwords are kept, or make new ones with --reset. Never prints a password."""
     settings = read_settings(config_file, sets, host=host)
-    with open_site(settings, sudo_password_file) as site:
+    with open_site(settings, sudo_password_file, doing="password --reset" if reset else "") as site:
         plan = site.recorded_plan()
         roles = [role for role in ACCOUNTS if plan.has(role) and service in (None, role.replace("_", "-"))]
         rows: list[dict[str, Any]] = []

@@ -52,6 +52,7 @@ def plan(
     from ..engine.apply import preview
     from ..kit import activate
     from ..transition import lines as transition_lines
+    from . import edited
     from .reprovision import transaction
 
     settings = read_settings(
@@ -63,6 +64,7 @@ def plan(
         made = site.plan()
         hardware = hardware_changes(site, made)
         move = transaction(site, made)
+        rows = edited.look(site, made)
         changes = []
         if not cards:  # nothing of what is not there can be looked at
             activate()
@@ -75,6 +77,7 @@ def plan(
     if as_json:
         data: dict[str, Any] = {"plan": made.model_dump(mode="json"), "changes": changes, "changed": len(changes)}
         data["hardware_changes"] = hardware
+        data["edited"] = rows
         data["change"] = move.change.as_dict() if move else None
         emit_json("plan", data)
     else:
@@ -82,7 +85,7 @@ def plan(
             say(line)
         for line in ["", *transition_lines(move.change)] if move else []:
             say(line)
-        for line in section("The hardware has changed", hardware):
+        for line in [*section("The hardware has changed", hardware), *edited.lines(rows)]:
             say(line)
     return 10 if exit_code and changes else 0
 

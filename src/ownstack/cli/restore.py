@@ -125,6 +125,9 @@ def fill(site: Site, plan: Plan) -> None:
     from roles import roles_of
 
     files = [file for role in roles_of(plan) for file in role.files(plan) if file.secret]
+    # one that somebody edited holds the replaced keys: it stays beside, as `.ownstack-old`
+    told = {"record": plan.layout.written, "paths": [file.path for file in files]}
+    site.session.step("files.give_up", told)
     site.session.step("secrets.fill", secret_spec(plan, files))
 
 
@@ -286,7 +289,7 @@ def restore(
     word = _key(passphrase_file, identity, as_json)
     path = file if file.startswith("/") else str(Path(file).resolve())
     settings = read_settings(config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
-    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
+    with open_site(settings, sudo_password_file, doing="restore") as site, Progress(quiet=as_json) as progress:
         take_back(site, progress)
         new = not stands(site)
         if new:

@@ -129,7 +129,10 @@ def rollback(
 
     began = time.monotonic()
     settings = read_settings(config_file, sets, host=host)
-    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json, verbose=verbose > 0) as progress:
+    with (
+        open_site(settings, sudo_password_file, doing="rollback") as site,
+        Progress(quiet=as_json, verbose=verbose > 0) as progress,
+    ):
         restore.take_back(site, progress)
         upgrade_run.take_back(site, progress)
         plan = present(site)

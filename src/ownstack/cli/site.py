@@ -150,9 +150,12 @@ class Site:
 
 @contextlib.contextmanager
 def open_site(
-    settings: Settings, sudo_password_file: Path | None = None, from_report: Path | None = None
+    settings: Settings, sudo_password_file: Path | None = None, from_report: Path | None = None, doing: str = ""
 ) -> Iterator[Site]:
-    """Connect, look at the host, become root where the box is system-wide, read what stands there."""
+    """Connect, look at the host, become root where the box is system-wide, read what stands there.
+
+    `doing` is the command of a run that changes the box: it holds the box until it ends, and its steps are journalled.
+    """
     from ..choosing.host import as_root
     from ..data import load_data
     from ..engine.preflight import become_root, read_existing, read_state
@@ -178,11 +181,15 @@ def open_site(
             told = interpret(load_probe(from_report), overrides)
             report = report.model_copy(update={"gpus": told.gpus, "cpu": told.cpu, "memory": told.memory})
         uid = 0 if as_root(report, settings) else report.host.uid or 1
-        state = read_state(session, settings.layout(report.host.home, uid))
+        layout = settings.layout(report.host.home, uid)
+        if doing:
+            session.hold(layout, doing)
+        state = read_state(session, layout)
         ollama = settings.role("ollama")
         if ollama.use != "own":
             state = state.model_copy(update=read_existing(session, ollama.url))
         yield Site(settings, session, report, data, state)
+        session.note("done", doing)
 
 
 def told_sudo(report: HardwareReport, settings: Settings, file: Path | None) -> HardwareReport:

@@ -51,6 +51,10 @@ def gather(site: Site) -> dict[str, Any]:
         "models": [model.model_dump(mode="json") for model in plan.models],
         "work": site.state.work,
         "data": data_state(),
+        "holder": site.state.holder,
+        "cut_off": site.state.unfinished if site.state.unfinished and not site.state.holder else None,
+        "edited": list(site.state.edited),
+        "recovered": list(site.state.recovered),
         "versions": {a.name: a.version for role in plan.roles for a in role.artifacts},
         "below_floor": [f"{a.name} {a.version}" for role in plan.roles for a in role.artifacts if a.below_floor],
         "pins_checked": floors.checked.isoformat(),
@@ -193,6 +197,8 @@ def show(data: dict[str, Any]) -> None:
         say(f"  {model['use']:<12} {model['tag']}")
     for line in going_on(data["work"]):
         say(f"  {line}")
+    for line in describe_runs(data):
+        say(f"\n  {line}")
     say()
     for line in filter(None, (describe_backup(data["backup"]), describe_maintenance(data["maintenance"]))):
         say(f"  {line}")
@@ -205,9 +211,7 @@ def show(data: dict[str, Any]) -> None:
     if data["drifted"]:
         say(f"\n  changed in Open WebUI: {', '.join(data['drifted'])}; `ownstack up` puts them back,")
         say("  `[open_webui] user_owned = [...]` makes them yours")
-    for line in describe_gpu_watch(data["gpu_watch"]):
-        say(f"  {line}")
-    for line in data["absent_protections"]:
+    for line in (*describe_gpu_watch(data["gpu_watch"]), *data["absent_protections"]):
         say(f"\n  {line}")
 
 
@@ -221,6 +225,26 @@ def describe_versions(data: dict[str, Any]) -> list[str]:
     if data["pins_old"]:
         found.append(f"the pins were checked {data['pins_age_days']} days ago: look for a newer ownstack")
     return found
+
+
+def moment(event: dict[str, Any]) -> str:
+    return f"{datetime.datetime.fromtimestamp(event.get('time', 0)):%Y-%m-%d %H:%M}"
+
+
+def describe_cut(event: dict[str, Any]) -> str:
+    """The step of the journal in which a run was cut off."""
+    return f"`ownstack {event.get('run', 'up')}` was cut off at {moment(event)} in the step {event['step']!r}"
+
+
+def describe_runs(data: dict[str, Any]) -> list[str]:
+    """Who works on the box, where a run was cut off, and what was put in order after a start of the machine."""
+    lines = [f"being worked on: {data['holder']}"] if data["holder"] else []
+    if data["cut_off"]:
+        lines.append(f"{describe_cut(data['cut_off'])}; run it again: it goes on")
+    if data["edited"]:
+        lines.append(f"edited by hand: {', '.join(data['edited'])}; `ownstack plan` shows the difference")
+    told = "{}, after a start of the machine: {}"
+    return lines + [told.format(moment(event), event.get("what", event["step"])) for event in data["recovered"]]
 
 
 def going_on(works: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from .output import confirm, emit_json, note, say, style
 from .progress import Progress
 from .show import plan_lines
 from .site import Site, model_options, open_site, read_settings, target_options
+from .status import describe_cut
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -59,6 +60,7 @@ def reviewed(file: Path, site: Site) -> Plan:
 )
 @click.option("--from", "from_report", type=click.Path(path_type=Path), default=None, hidden=True)
 @click.option("--no-verify", is_flag=True, help="Do not verify afterwards.")
+@click.option("--overwrite", is_flag=True, help="Replace files of the box that were edited by hand; they stay beside.")
 @click.option("--prune", is_flag=True, help="Remove models of earlier plans that this box pulled, after verifying.")
 @model_options
 def up(
@@ -74,6 +76,7 @@ def up(
     plan_file: Path | None,
     from_report: Path | None,
     no_verify: bool,
+    overwrite: bool,
     prune: bool,
     keep_models: bool,
     refit: bool,
@@ -88,26 +91,28 @@ def up(
     from ..transition import lines as transition_lines
     from ..verify.runner import VerifyReport
     from ..verify.runner import verify as run_verify
-    from . import reprovision, restore, upgrade_run
+    from . import edited, reprovision
     from .report import failure, summary, tell
 
     began = time.monotonic()
     settings = read_settings(
         config_file, sets, pins=pins, host=host, mirror=mirror, cpu_only=cpu_only, keep_models=keep_models, refit=refit
     )
-    with open_site(settings, sudo_password_file, from_report) as site:
-        restore.take_back(site, lambda event: None)
-        upgrade_run.take_back(site, lambda event: None)
+    with open_site(settings, sudo_password_file, from_report, "up") as site:
+        settle(site)
         plan = reviewed(plan_file, site) if plan_file is not None else site.plan()
         move = reprovision.transaction(site, plan)
+        rows = edited.look(site, plan)
         if not as_json:
-            for line in [*plan_lines(plan), "", *(transition_lines(move.change) if move else ())]:
+            change = transition_lines(move.change) if move else ()
+            for line in [*plan_lines(plan), "", *change, *edited.lines(rows, overwrite)]:
                 note(line)
             note("")
         confirm(f"Install this on {site.report.host.hostname}?", yes, as_json)
         activate()
         from deploy import apply
 
+        edited.give_up(site, plan, rows if overwrite else [])
         with Progress(quiet=as_json, verbose=verbose > 0) as progress:
             if move:
                 move.bring(progress)
@@ -137,6 +142,7 @@ def up(
             "verify": {"ok": report.ok, "checks": [r.as_dict() for r in report.results]},
             "change": move.change.as_dict() if move else None,
             "leftovers": leftovers,
+            "edited": rows,
             "seconds": round(time.monotonic() - began, 1),
         }
         emit_json("up", data, failure(report))
@@ -146,6 +152,16 @@ def up(
         for line in how_to_open(plan):
             say(line)
     return 0 if report.ok else 1
+
+
+def settle(site: Site) -> None:
+    """Say where an earlier run was cut off, and take back what must not go on."""
+    from . import restore, upgrade_run
+
+    if site.state.unfinished:
+        note(f"{describe_cut(site.state.unfinished)}: this run goes on from there")
+    restore.take_back(site, lambda event: None)
+    upgrade_run.take_back(site, lambda event: None)
 
 
 def how_to_open(plan: Plan) -> list[str]:

@@ -139,7 +139,11 @@ def upgrade(
 
     began = time.monotonic()
     settings = read_settings(config_file, sets, host=host, mirror=mirror)
-    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json, verbose=verbose > 0) as progress:
+    doing = "" if check else "upgrade"
+    with (
+        open_site(settings, sudo_password_file, doing=doing) as site,
+        Progress(quiet=as_json, verbose=verbose > 0) as progress,
+    ):
         if not check:
             restore.take_back(site, progress)
             upgrade_run.take_back(site, progress)

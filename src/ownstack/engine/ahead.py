@@ -81,7 +81,7 @@ def _answer(gathered: _Gathered) -> None:
     paths = by_fact.get(PathStates, {})
     every = sorted({path for arguments in paths.values() for path in arguments["paths"]})
     if every:
-        states: list[dict[str, str]] = host.get_fact(PathStates, paths=every)
+        states: list[dict[str, str]] = host.get_fact(PathStates, paths=every, **_record(paths))
         seen = dict(zip(every, states, strict=True))
         for key, arguments in paths.items():
             gathered.answers[key] = [seen[path] for path in arguments["paths"]]
@@ -90,6 +90,11 @@ def _answer(gathered: _Gathered) -> None:
         steps = [[arguments["step"], arguments["spec"]] for arguments in batch.values()]
         found: list[dict[str, Any]] = host.get_fact(StepStates, runner=runner, steps=steps)
         gathered.answers |= zip(batch, found, strict=True)
+
+
+def _record(questions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The record of written files that the questions name: a box has one."""
+    return next(({"written": asked["written"]} for asked in questions.values() if asked.get("written")), {})
 
 
 def _batches(steps: dict[str, dict[str, Any]]) -> Iterator[dict[str, dict[str, Any]]]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from gevent import get_hub  # type: ignore[import-untyped]
+from gevent.hub import Hub  # type: ignore[import-untyped]
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
@@ -56,6 +58,29 @@ def _progress(listen: Listen, names: dict[str, str]) -> type[BaseStateCallback]:
     return Progress
 
 
+def _journal(session: Session, names: dict[str, str]) -> type[BaseStateCallback]:
+    """Each operation's begin and end, on the target's disk before and after it."""
+    get_hub().NOT_ERROR = (*Hub.NOT_ERROR, OwnstackError)  # ours are told by us, not as a traceback by gevent
+
+    class Journal(BaseStateCallback):
+        @staticmethod
+        def operation_host_start(state: State, host: Host, op_hash: str) -> None:
+            session.note("begin", names.get(op_hash, ""))
+
+        @staticmethod
+        def operation_host_success(state: State, host: Host, op_hash: str, retry_count: int = 0) -> None:
+            session.note("end", names.get(op_hash, ""))
+
+        @staticmethod
+        def operation_host_error(
+            state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
+        ) -> None:
+            if session.alive:
+                session.note("failed", names.get(op_hash, ""))
+
+    return Journal
+
+
 @contextlib.contextmanager
 def prepared(session: Session, deploy: Callable[..., Any], **arguments: Any) -> Iterator[list[str]]:
     """Declare a deploy's operations on the session's host; gives their hashes in order."""
@@ -94,6 +119,9 @@ def execute(session: Session, deploy: Callable[..., Any], listen: Listen, **argu
             return result
         session.on_event = listen
         carry.configure(lambda text: listen({"event": "progress", "what": text, "done": 0}), arguments["plan"].mirror)
+        if session.held is not None:
+            session.held.plan = arguments["plan"].digest()[:16]
+        session.state.add_callback_handler(_journal(session, names)())  # type: ignore[no-untyped-call]
         session.state.add_callback_handler(_progress(listen, names)())  # type: ignore[no-untyped-call]
         try:
             with session.events(), ctx_state.use(session.state):

@@ -146,6 +146,7 @@ def restore_spec(plan: Plan, file: str, keys: dict[str, Any]) -> dict[str, Any]:
     if plan.has("qdrant"):
         services.append({"name": "qdrant", "folder": plan.layout.data("qdrant")})
     stopped = [service.name for role in reversed(roles_of(plan)) for service in role.services(plan)]
+    written = [file.path for role in roles_of(plan) for file in role.files(plan)]
     return {
         **common(plan),
         **key_spec(plan, **keys),
@@ -155,6 +156,7 @@ def restore_spec(plan: Plan, file: str, keys: dict[str, Any]) -> dict[str, Any]:
         "records": records(plan),
         "state": f"{units.run_dir(plan)}/restore.json",
         "manifest": plan.layout.manifest,
+        "configuration": written,
         "units": [plan.layout.unit(name) for name in stopped if name != "ollama"],
     }
 

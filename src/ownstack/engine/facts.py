@@ -10,27 +10,43 @@ from pyinfra.api.facts import FactBase
 
 from .session import step_command
 
+# with $OWNSTACK_WRITTEN, a record of `files.sha256` (see runner/files.py): was this content ever written by us?
 PATHS_SCRIPT = r"""
+ours() {
+  [ -n "$OWNSTACK_WRITTEN" ] && [ -f "$OWNSTACK_WRITTEN" ] || return 0
+  p="$1" h="$2" awk '
+    substr($0, 67) != ENVIRON["p"] { next }
+    /^-/ { seen = 0; same = 0; next }
+    { seen = 1; if (substr($0, 1, 64) == ENVIRON["h"]) same = 1 }
+    END { if (seen) print same ? "ours" : "edited" }' "$OWNSTACK_WRITTEN"
+}
 for p in "$@"; do
   if [ -L "$p" ]; then printf 'link\t%s\t\t\t\n' "$(readlink "$p")"
   elif [ -d "$p" ]; then printf 'directory\t%s\t\n' "$(stat -c '%a	%U	%G' "$p")"
-  elif [ -f "$p" ]; then printf 'file\t%s\t%s\n' "$(stat -c '%a	%U	%G' "$p")" "$(sha256sum < "$p" | cut -c1-64)"
+  elif [ -f "$p" ]; then
+    h=$(sha256sum < "$p" | cut -c1-64)
+    printf 'file\t%s\t%s\t%s\n' "$(stat -c '%a	%U	%G' "$p")" "$h" "$(ours "$p" "$h")"
   else printf 'none\t\t\t\t\n'; fi
 done
 """
 
 
 class PathStates(FactBase[list[dict[str, str]]]):
-    """Kind, mode, owner, group and sha256 of many paths, in the order asked."""
+    """Kind, mode, owner, group and sha256 of many paths, in the order asked.
 
-    def command(self, paths: list[str]) -> StringCommand:
-        return StringCommand("sh", "-c", QuoteString(PATHS_SCRIPT), "sh", *[QuoteString(path) for path in paths])
+    With the record of what was written (`Layout.written`) also whether that was `ours`, or was `edited` since.
+    """
+
+    def command(self, paths: list[str], written: str = "") -> StringCommand:
+        told = [StringCommand("OWNSTACK_WRITTEN=", QuoteString(written), _separator="")] if written else []
+        return StringCommand(*told, "sh", "-c", QuoteString(PATHS_SCRIPT), "sh", *[QuoteString(path) for path in paths])
 
     def process(self, output: list[str]) -> list[dict[str, str]]:
         found = []
         for line in output:
-            kind, mode, owner, group, digest = (*line.split("\t"), "", "", "", "")[:5]
-            found.append({"kind": kind, "mode": mode, "owner": owner, "group": group, "sha256": digest})
+            kind, mode, owner, group, digest, whose = (*line.split("\t"), "", "", "", "", "")[:6]
+            now = {"kind": kind, "mode": mode, "owner": owner, "group": group, "sha256": digest, "whose": whose}
+            found.append(now)
         return found
 
 

@@ -18,6 +18,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host, state
 
 from ..plan import ChosenArtifact, ConfigFile, Plan, Service
+from ..runner.files import NEW
 from . import carry, units, zipapp
 from .ahead import ask
 from .facts import Accounts, PathStates, StepState
@@ -65,6 +66,10 @@ def accounts(wanted: Iterable[Account]) -> Commands:
     have = ask(Accounts)
     noop = True
     for account in wanted:
+        if account.name in have["users"] and account.name not in have["groups"]:
+            noop = False  # the number stays: files belong to it
+            number = StringCommand('"$(id -g ', QuoteString(account.name), ')"', _separator="")
+            yield StringCommand("groupadd", "--system", "--gid", number, QuoteString(account.name))
         if account.name not in have["users"]:
             noop = False
             group = [] if account.name in have["groups"] else ["--user-group"]
@@ -104,24 +109,53 @@ def directories(wanted: list[Directory]) -> Commands:
 
 
 @operation()
-def config_files(wanted: list[ConfigFile]) -> Commands:
-    """Write files that hold no secret: uploaded under a temporary name, then renamed with mode and owner."""
-    states = ask(PathStates, paths=[item.path for item in wanted]) if wanted else []
+def config_files(wanted: list[ConfigFile], plan: Plan | None = None) -> Commands:
+    """Write files that hold no secret: uploaded under a temporary name, then renamed with mode and owner.
+
+    With the plan of the box a file that somebody edited is kept, and ours lies beside it (see runner/files.py).
+    """
+    if not wanted:
+        host.noop("no files")
+        return
+    paths = [name for item in wanted for name in (item.path, f"{item.path}{NEW}")]
+    record = plan.layout.written if plan is not None else ""
+    states = ask(PathStates, paths=paths, written=record)
     noop = True
-    for item, now in zip(wanted, states, strict=True):
-        data = item.content.encode()
-        same = now["kind"] == "file" and now["sha256"] == hashlib.sha256(data).hexdigest()
-        if same and _owned(item, now) and now["mode"] == _mode(item.mode):
+    for item, now, beside in zip(wanted, states[::2], states[1::2], strict=True):
+        digest = hashlib.sha256(item.content.encode()).hexdigest()
+        same = now["kind"] == "file" and now["sha256"] == digest
+        kept = now.get("whose") == "edited" and not same
+        right = _owned(item, now) and now["mode"] == _mode(item.mode)
+        if kept and not right:
+            noop = False
+            yield from _settled(item, item.path)
+        if not kept and beside["kind"] == "file":
+            noop = False
+            yield StringCommand("rm", "-f", QuoteString(f"{item.path}{NEW}"))
+        place, there = (f"{item.path}{NEW}", beside) if kept else (item.path, now)
+        if there["kind"] == "file" and there["sha256"] == digest and (kept or right):
             continue
         noop = False
-        new = f"{item.path}.ownstack-new"
-        yield FileUploadCommand(io.BytesIO(data), new, remote_temp_filename=host.get_temp_filename(new))
-        if _owner(item):
-            yield StringCommand("chown", QuoteString(_owner(item)), QuoteString(new))
-        yield StringCommand("chmod", _mode(item.mode), QuoteString(new))
-        yield StringCommand("mv", "-f", QuoteString(new), QuoteString(item.path))
+        yield from _written(record, item, place, digest)
     if noop:
         host.noop("all files are right")
+
+
+def _settled(item: ConfigFile, path: str) -> Commands:
+    if _owner(item):
+        yield StringCommand("chown", QuoteString(_owner(item)), QuoteString(path))
+    yield StringCommand("chmod", _mode(item.mode), QuoteString(path))
+
+
+def _written(record: str, item: ConfigFile, place: str, digest: str) -> Commands:
+    """Recorded first: cut off in between, both the old and the new content are known as ours."""
+    part = f"{place}.part"
+    yield FileUploadCommand(io.BytesIO(item.content.encode()), part, remote_temp_filename=host.get_temp_filename(part))
+    yield from _settled(item, part)
+    if record:
+        line = QuoteString(f"{digest}  {item.path}")
+        yield StringCommand("printf", "'%s\\n'", line, ">>", QuoteString(record))
+    yield StringCommand("mv", "-f", QuoteString(part), QuoteString(place))
 
 
 @operation()
@@ -133,6 +167,15 @@ def step(plan: Plan, step_name: str, spec: dict[str, Any]) -> Commands:
         host.noop(f"{step_name}: nothing to do")
         return
     yield step_command(runner, step_name, spec)
+
+
+def outliving(plan: Plan, step_name: str, spec: dict[str, Any]) -> StringCommand:
+    """The command of a long step: it goes on when the connection drops, and the next run is attached to it."""
+    told = {
+        "step": step_name, "spec": spec, "run_dir": units.run_dir(plan), "manager": plan.manager,
+        "unit": plan.layout.unit("step"), "runner": units.runner_python(plan),
+    }  # fmt: skip
+    return step_command(units.runner_python(plan), "journal.outlive", told)
 
 
 @operation()
@@ -202,15 +245,20 @@ def runner(plan: Plan, python: str) -> Commands:
     layout = plan.layout
     release = layout.release("base", plan.kit_version, digest)
     current = layout.current("base")
-    states = ask(PathStates, paths=[f"{release}/runner", current])
     wanted = f"releases/{release.rsplit('/', 1)[1]}"
-    if states[0]["kind"] == "file" and states[1]["kind"] == "link" and states[1]["mode"] == wanted:
-        host.noop("the runner is there")
-        return
     words = f"{shlex.quote(python)} -I {shlex.quote(release)}/runner.pyz"
     wrapper = f'#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 exec {words} "$@"\n'
+    parts = (("runner.pyz", zipapp.runner_zipapp(), "644"), ("runner", wrapper.encode(), "755"))
+    states = ask(PathStates, paths=[*[f"{release}/{name}" for name, _, _ in parts], current])
+    # by its bytes: all else on the box is looked at and mended by the runner, so nothing else would mend it
+    sound = all(
+        now["sha256"] == hashlib.sha256(data).hexdigest() for now, (_, data, _) in zip(states[:2], parts, strict=True)
+    )
+    if sound and states[2]["kind"] == "link" and states[2]["mode"] == wanted:
+        host.noop("the runner is there")
+        return
     yield StringCommand("mkdir", "-p", QuoteString(release))
-    for name, data, mode in (("runner.pyz", zipapp.runner_zipapp(), "644"), ("runner", wrapper.encode(), "755")):
+    for name, data, mode in parts:
         path = f"{release}/{name}"
         yield FileUploadCommand(io.BytesIO(data), path, remote_temp_filename=host.get_temp_filename(path))
         yield StringCommand("chmod", mode, QuoteString(path))
@@ -293,7 +341,7 @@ def python_env(plan: Plan, component: str, lock: str, version: str = "") -> Comm
         return
     path = str(spec["lock"])
     yield FileUploadCommand(io.BytesIO(lock.encode()), path, remote_temp_filename=host.get_temp_filename(path))
-    yield step_command(run, "python_env.install", spec)
+    yield outliving(plan, "python_env.install", spec)
     yield StringCommand("rm", "-f", QuoteString(path))
 
 

@@ -112,8 +112,14 @@ def read_state(session: Session, layout: Layout) -> BoxState:
     if rc != 0:
         return BoxState(manifest={**manifest, "plan": None} if not manifest.get("plan") else manifest)
     session.layout_runner = f"{layout.current('base')}/runner"
-    data = session.step("box.state", state_spec(layout))
-    return BoxState(manifest=data["manifest"], releases=data["releases"], services=data["services"], work=data["work"])
+    try:
+        data = session.step("box.state", state_spec(layout))
+    except RunError as error:
+        if error.code != RunError.code:
+            raise
+        return BoxState(manifest=manifest)  # it gave no answer at all: a damaged runner, which `up` brings anew
+    names = ("manifest", "releases", "services", "work", "unfinished", "holder", "recovered", "edited")
+    return BoxState(**{name: data[name] for name in names if name in data})
 
 
 def state_spec(layout: Layout) -> dict[str, Any]:
@@ -122,6 +128,9 @@ def state_spec(layout: Layout) -> dict[str, Any]:
         "opt": layout.opt,
         "run_dir": f"{layout.var}/run",
         "active_dir": f"{layout.var}/active",
+        "journal": f"{layout.var}/journal.jsonl",
+        "prefix": layout.prefix,
+        "written": layout.written,
     }
 
 

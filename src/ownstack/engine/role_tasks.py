@@ -11,10 +11,27 @@ from . import operations, units
 from .operations import Directory
 
 
+def written_files(plan: Plan) -> list[ConfigFile]:
+    """All files that `up` writes beside programs: configuration, units, and what units are told."""
+    from roles.base import recovery, schedule
+    from roles.n8n import maintain
+    from roles.ollama import watch
+
+    found = [file for role in roles_of(plan) for file in role.files(plan)]
+    found += [
+        file for role in roles_of(plan) for service in role.services(plan) for file in units.unit_files(plan, service)
+    ]
+    found += recovery.files(plan) if recovery.wanted(plan) else []
+    found += schedule.files(plan, plan.backup) if plan.backup is not None else []
+    found += maintain.files(plan) if plan.has("n8n") and maintain.wanted(plan) else []
+    return found + (watch.files(plan) if plan.has("ollama") and watch.wanted(plan) else [])
+
+
 def secret_spec(plan: Plan, files: list[ConfigFile]) -> dict[str, object]:
     """The specification of `secrets.fill`."""
     return {
         "secrets_dir": plan.layout.secrets,
+        "record": plan.layout.written,
         "files": [
             {"path": f.path, "content": f.content, "mode": f.mode, "owner": f.owner, "group": f.group} for f in files
         ],
@@ -32,7 +49,7 @@ def configure(plan: Plan, role: Role) -> None:
     operations.directories(name=f"{role.title}: folders", wanted=folders)
     plain = [f for f in files if not f.secret]
     plain += [f for service in services for f in units.unit_files(plan, service)]
-    operations.config_files(name=f"{role.title}: configuration", wanted=plain)
+    operations.config_files(name=f"{role.title}: configuration", plan=plan, wanted=plain)
     secret = [f for f in files if f.secret]
     if secret:
         operations.step(

@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from paramiko import SSHException
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import disconnect_all
@@ -24,11 +25,24 @@ from pyinfra.context import ctx_host, ctx_state
 
 from ..errors import RunError, UnreachableError
 
+if TYPE_CHECKING:
+    from ..plan import Layout
+    from .hold import Hold
+
 OnEvent = Callable[[dict[str, Any]], None]
 MARK = "__ownstack_rc="
 # pyinfra would carry a sudo password in the command line; ours is read from a file by this askpass,
 # and pyinfra is given a word without meaning.
 PLACEHOLDER = "see-askpass"
+# steps that only look; all others stand in the journal of a run that changes something
+READING = frozenset(
+    (
+        "backup.find", "backup.state", "backup.verify", "box.disk", "box.logs", "box.memory", "box.missing",
+        "box.ports", "box.state",
+        "files.differences", "gpu.settled", "gpu.state", "ollama.leftovers", "ollama.list", "open_webui.drift",
+        "qdrant.of",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,7 @@ class Session:
         self.target = target
         self.on_event: OnEvent = lambda event: None
         self.layout_runner = ""
+        self.held: Hold | None = None
         self._sudo = False
         self._askpass = ""
         data: dict[str, Any] = {}
@@ -137,7 +152,20 @@ class Session:
         self.host.connected = True
         self.state.activate_host(self.host)
 
+    def hold(self, layout: Layout, what: str) -> None:
+        """Hold the box until this session ends; `what` is the command. Raises RunError when somebody else does."""
+        from .hold import Hold
+
+        self.held = Hold(self, layout, what)
+
+    def note(self, event: str, step: str, **more: Any) -> None:
+        """A line into the box's journal, where this session holds the box."""
+        if self.held is not None:
+            self.held.note(event, step, **more)
+
     def close(self) -> None:
+        if self.held is not None:
+            self.held.close()
         with contextlib.suppress(Exception):
             if self._askpass:
                 self.command(StringCommand("rm", "-rf", QuoteString(self._askpass)), root=False)
@@ -201,6 +229,10 @@ class Session:
 
     # -- doing things ----------------------------------------------------------------------------
 
+    def rights(self) -> dict[str, Any]:
+        """pyinfra's arguments for a command that changes the box."""
+        return self._arguments(None)
+
     def _arguments(self, root: bool | None) -> dict[str, Any]:
         use = self._sudo if root is None else (root and self._sudo)
         if not use:
@@ -228,6 +260,11 @@ class Session:
             return 124, "", f"no end after {timeout} s"
         except (OSError, EOFError, ConnectError) as error:
             raise UnreachableError(f"the connection to {self.target} broke: {error}", hint="run again") from error
+        except SSHException as error:
+            raise UnreachableError(
+                f"{self.target} opens no further channel: {error}",
+                hint="run again; MaxSessions in its sshd_config has to be at least 3 (10 is the default)",
+            ) from error
         lines = output.stdout_lines
         for index in range(len(lines) - 1, -1, -1):
             if lines[index].startswith(MARK):
@@ -256,12 +293,28 @@ class Session:
 
     # -- runner steps ----------------------------------------------------------------------------
 
-    def step(self, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
-        """Run a runner step and return its data. Raises RunError with the step's own message."""
+    def step(
+        self, name: str, spec: dict[str, Any], timeout: int | None = None, looking: bool = False
+    ) -> dict[str, Any]:
+        """Run a runner step and return its data. Raises RunError with the step's own message.
+
+        In a run that holds the box the journal says when it begins and ends, unless it only looks.
+        """
         command = step_command(self.layout_runner, name, spec)
+        noted = not (looking or name in READING or spec.get("dry"))
+        if noted:
+            self.note("begin", name)
         with self.events():
             rc, out, err = self.command(command, timeout=timeout, print_output=True)
-        return read_result(name, rc, out, err)["data"]  # type: ignore[no-any-return]
+        try:
+            result = read_result(name, rc, out, err)
+        except RunError as error:
+            if noted:
+                self.note("failed", name, code=error.code)
+            raise
+        if noted:
+            self.note("end", name, changed=bool(result["changed"]))
+        return result["data"]  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def events(self) -> Iterator[None]:

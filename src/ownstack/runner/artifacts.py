@@ -14,11 +14,31 @@ from .fetch import fetch, sha256_of
 from .unpack import unpack
 
 MARK = ".ownstack-release.json"
+FEW = 500  # files of a release that is looked through at each run
 
 
 def complete(release: str) -> bool:
     """A release carries its mark only when everything in it was verified and unpacked."""
     return os.path.exists(os.path.join(release, MARK))
+
+
+def weight(folder: str, most: int = FEW) -> list[int] | None:
+    """Number and bytes of the files in a release; None where there are more than `most`: to count takes too long."""
+    files = size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name == MARK or name.endswith(".pyc"):
+                continue
+            files += 1
+            size += os.lstat(os.path.join(place, name)).st_size
+            if files > most:
+                return None
+    return [files, size]
+
+
+def sound(release: str, mark: dict[str, Any]) -> bool:
+    """Whether a release of few files is as large as it was made. Large ones are not looked through."""
+    return not mark.get("weight") or weight(release) == mark["weight"]
 
 
 @contextlib.contextmanager
@@ -33,7 +53,7 @@ def making(release: str, about: dict[str, Any]) -> Iterator[str]:
     os.chmod(folder, 0o755)  # noqa: S103 - programs are for all accounts
     try:
         yield folder
-        write_json(os.path.join(folder, MARK), about)
+        write_json(os.path.join(folder, MARK), {**about, "weight": weight(folder)})
         if os.path.isdir(release):
             shutil.rmtree(release)
         os.rename(folder, release)
@@ -73,7 +93,7 @@ def release(spec: Spec, emit: Emit) -> Result:
     rules = [part["unpack"] for part in spec["parts"]]
     mark = read_json(os.path.join(spec["release"], MARK), {})
     # other parts of the same archive are wanted when the hardware has changed
-    held = complete(spec["release"]) and mark.get("unpack", rules) == rules
+    held = complete(spec["release"]) and mark.get("unpack", rules) == rules and sound(spec["release"], mark)
     linked = not spec.get("current") or (
         os.path.islink(spec["current"]) and os.path.realpath(spec["current"]) == os.path.realpath(spec["release"])
     )

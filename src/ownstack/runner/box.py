@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from . import disk
+from . import disk, files, journal
 from .artifacts import held
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .http import request, wait_ready
@@ -103,18 +103,18 @@ def retire(spec: Spec, emit: Emit) -> Result:
     """Stop services for good and take away their units. spec: manager, services, unit_files, active_dir."""
     boss = manager(spec)
     units = [s["unit"] for s in spec["services"]]
-    files = [path for path in spec["unit_files"] if os.path.lexists(path)]
+    there = [path for path in files.with_besides(spec["unit_files"]) if os.path.lexists(path)]
     if spec.get("dry"):
-        return {"changed": bool(files)}
+        return {"changed": bool(there)}
     boss.stop(units)
     boss.disable(units)
-    for path in files:
+    for path in there:
         os.unlink(path)
     for service in spec["services"]:
         if os.path.exists(_mark(spec, service)):
             os.unlink(_mark(spec, service))
     boss.forget(units)
-    return {"changed": bool(files), "data": {"removed": files}}
+    return {"changed": bool(there), "data": {"removed": there}}
 
 
 def shutdown(spec: Spec, emit: Emit) -> Result:
@@ -129,10 +129,15 @@ def shutdown(spec: Spec, emit: Emit) -> Result:
 def state(spec: Spec, emit: Emit) -> Result:
     """What is on the box: manifest, releases, services, work that is going on. Reads only.
 
-    spec: manifest, opt, run_dir, and (where a box stands) manager and services.
+    spec: manifest, opt, run_dir, active_dir, journal, prefix, written (the record of files).
     """
     manifest = read_json(spec["manifest"])
     data: dict[str, Any] = {"manifest": manifest, "releases": {}, "services": {}, "work": {}}
+    if "journal" in spec:
+        data["unfinished"] = journal.unfinished(spec["journal"])
+        data["holder"] = journal.holder(spec["prefix"])
+        data["edited"] = files.edited(spec["written"])
+        data["recovered"] = [e for e in journal.lines(spec["journal"]) if e["event"] == "recovered"][-3:]
     if manifest is not None:
         data["releases"] = held({"opt": spec["opt"]}, emit)["data"]
         wanted = manifest.get("services", [])

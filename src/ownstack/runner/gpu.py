@@ -20,6 +20,7 @@ from typing import Any
 from . import ollama
 from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
+from .files import with_besides
 from .http import wait_ready
 from .managers import call, manager
 
@@ -434,7 +435,7 @@ def arm(spec: Spec, emit: Emit) -> Result:
 
 def disarm(spec: Spec, emit: Emit) -> Result:
     """Stop and remove the watch. spec: as for arm, and files."""
-    there = [path for path in spec["files"] if os.path.exists(path)]
+    there = [path for path in with_besides(spec["files"]) if os.path.lexists(path)]
     if not there or spec.get("dry"):
         return {"changed": bool(there)}
     if spec["manager"] == "supervisord":

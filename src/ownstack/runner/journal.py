@@ -1,11 +1,13 @@
-"""Steps that outlive the connection: run by a unit of their own, journalled, followed, attached to again.
+"""The box's journal; and steps that outlive the connection: units of their own, followed, attached to again.
 
+`<var>/journal.jsonl` has a line before and after each step that changes the box, whoever carried it out.
 `<run_dir>/steps/<id>.jsonl` holds the events of a step, the first line says what it is, the last one how it ended. The
 process that works holds a lock on the file, so that a dead one is told from one that is still busy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -14,9 +16,16 @@ import sys
 import time
 from typing import Any
 
-from .core import Emit, Event, Result, Spec, StepError
+from .core import Emit, Event, Result, Spec, StepError, read_json, write_json
+from .hold import lock_path
 
 FINAL = ("result", "error")
+# what of this process's surroundings a step in a unit of its own is given: how to reach the network from here
+PASSED = (
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "all_proxy", "ALL_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PIP_INDEX_URL", "PIP_CERT",
+    "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS",
+)  # fmt: skip
 
 
 def step_id(step: str, spec: Spec) -> str:
@@ -25,6 +34,55 @@ def step_id(step: str, spec: Spec) -> str:
 
 def journal(run_dir: str, step: str, spec: Spec) -> str:
     return os.path.join(run_dir, "steps", f"{step_id(step, spec)}.jsonl")
+
+
+def note(path: str, event: str, step: str, **more: Any) -> None:
+    """A line into the box's journal, on the disk before this returns. Without the box's folder there is none."""
+    if not os.path.isdir(os.path.dirname(path)):
+        return
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"time": int(time.time()), "event": event, "step": step, **more}) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def lines(path: str) -> list[Event]:
+    """The journal's lines, oldest first; what a cut left half-written is left out."""
+    found: list[Event] = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and {"event", "step"} <= event.keys():
+                        found.append(event)
+    except OSError:
+        return []
+    return found
+
+
+def unfinished(path: str) -> Event | None:
+    """The step that was begun last and did not end: a run was cut off there, or is at it."""
+    last: Event | None = None
+    for event in lines(path):
+        if event["event"] == "begin":
+            last = event
+        elif last is None:
+            continue
+        elif event["event"] == "done":  # a whole run went through
+            last = None if event.get("run") in ("up", "down", last.get("run")) else last
+        elif event["step"] == last["step"]:
+            last = None
+    return last
+
+
+def holder(prefix: str) -> str:
+    """Who holds the box now (see engine/hold.py), in words; empty where nobody does."""
+    path = lock_path(prefix, os.getuid())
+    if not busy(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        return stream.readline().strip() or "somebody"
 
 
 def busy(path: str) -> bool:
@@ -68,6 +126,8 @@ def outlive(step: str, spec: Spec, manager: str, unit: str, runner: str, emit: E
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         if os.path.exists(path):
             os.unlink(path)
+        given = {name: os.environ[name] for name in PASSED if name in os.environ}
+        write_json(f"{path}.env", given, 0o600)  # not in the program line: a proxy's address may hold a password
         command = [runner, step, "--journal", path, json.dumps(spec, sort_keys=True)]
         launch(manager, f"{unit}-{step_id(step, spec)}", command, f"{path}.log")
     last = follow(path, emit)
@@ -111,4 +171,19 @@ def attached(arguments: list[str], run: Any) -> int:
         writer = Writer(path, step)
     except BlockingIOError:
         sys.exit("this step is being worked on already")
+    os.environ.update(read_json(f"{path}.env", {}))
+    with contextlib.suppress(OSError):
+        os.unlink(f"{path}.env")
     return int(run(step, json.loads(text), writer))
+
+
+def outliving(spec: Spec, emit: Emit) -> Result:
+    """Any step, in a unit of its own: it goes on when the connection drops, and who asks again is attached to it.
+
+    spec: step, spec (its own), run_dir, manager, unit, runner.
+    """
+    inner = {**spec["spec"], "run_dir": spec["run_dir"]}
+    return outlive(spec["step"], inner, spec["manager"], spec["unit"], spec["runner"], emit)
+
+
+STEPS = {"outlive": outliving}

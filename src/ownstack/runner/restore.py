@@ -19,7 +19,7 @@ from typing import Any
 from . import backup_parts as parts
 from .backup import alone, unlock
 from .backup_file import Reader, opened
-from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
+from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_file, write_json
 from .http import send_file
 from .managers import call, manager
 from .secrets import NAME, read_secret, write_secret
@@ -167,7 +167,8 @@ def _lay_secrets(spec: Spec, secrets: dict[str, str]) -> None:
 def swap(spec: Spec, emit: Emit) -> Result:
     """Stop the services and put the new data in its place, the old one aside.
 
-    spec: as for `stage`, and manager, supervisor, units, manifest (the box's own, of which a copy is kept).
+    spec: as for `stage`, and manager, supervisor, units, manifest (the box's own, of which a copy is kept) and
+    configuration (paths of files that are written anew for the restored data, of which copies are kept).
     """
     with alone(spec["lock"]):
         if _status(spec) != "staged":
@@ -176,6 +177,7 @@ def swap(spec: Spec, emit: Emit) -> Result:
         shutil.copy2(spec["manifest"], os.path.join(_room(spec), "old.manifest.json"))
         for item in items:
             item["had"] = os.path.lexists(item["place"])
+        _keep_configuration(spec)
         _note(spec, "swapping", items=items)
         progress(emit, "stopping the services")
         manager(spec).stop(spec["units"])
@@ -186,6 +188,32 @@ def swap(spec: Spec, emit: Emit) -> Result:
                 _rename(item["new"], item["place"])
         _note(spec, "swapped")
     return {"changed": True}
+
+
+def _keep_configuration(spec: Spec) -> None:
+    """Copies of the files that are written anew for the restored data; `revert` puts them back as they were."""
+    folder = os.path.join(_room(spec), "configuration")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    for number, path in enumerate(spec.get("configuration", ())):
+        if os.path.isfile(path):
+            _copy(path, os.path.join(folder, str(number)))
+    write_json(os.path.join(folder, "paths.json"), list(spec.get("configuration", ())))
+
+
+def _put_configuration_back(spec: Spec) -> None:
+    folder = os.path.join(_room(spec), "configuration")
+    for number, path in enumerate(read_json(os.path.join(folder, "paths.json"), [])):
+        if os.path.exists(os.path.join(folder, str(number))):
+            _copy(os.path.join(folder, str(number)), path)
+
+
+def _copy(source: str, target: str) -> None:
+    """A file with its mode, times and owner, whole or not there."""
+    state = os.stat(source)
+    with open(source, "rb") as stream:
+        data = stream.read()
+    owner = (state.st_uid, state.st_gid) if os.geteuid() == 0 else (-1, -1)
+    write_file(target, data, state.st_mode & 0o7777, *owner)
 
 
 def _rename(source: str, target: str) -> None:
@@ -212,13 +240,15 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if _status(spec) not in PENDING:
             _clear(spec)
             return {"changed": False, "data": {"reverted": False}}
-        manager(spec).stop(spec["units"])
+        if spec["units"]:
+            manager(spec).stop(spec["units"])
         for item in read_json(spec["state"])["items"]:
             if os.path.lexists(item["aside"]):
                 _remove(item["place"])
                 _rename(item["aside"], item["place"])
             elif not item["had"]:
                 _remove(item["place"])
+        _put_configuration_back(spec)
         old = os.path.join(_room(spec), "old.manifest.json")
         if os.path.exists(old):
             os.replace(old, spec["manifest"])
@@ -226,6 +256,21 @@ def revert(spec: Spec, emit: Emit) -> Result:
         _note(spec, "reverted")
         _clear(spec)
     return {"changed": True, "data": {"reverted": True}}
+
+
+def recover(spec: Spec, emit: Emit) -> str:
+    """After a start of the machine: take back a restore that was cut off. What was done, or ""; spec: as for `swap`.
+
+    Units that run are started again; those that are yet to start are not touched: to stop one would be to cancel that.
+    """
+    if _status(spec) not in PENDING:
+        return ""
+    boss = manager(spec)
+    up = [unit for unit, now in zip(spec["units"], boss.status(spec["units"])) if now["active"]]
+    revert({**spec, "units": up}, emit)
+    if up:
+        boss.start(up)
+    return "a restore had been cut off: the box is as it was before it"
 
 
 def finish(spec: Spec, emit: Emit) -> Result:

@@ -7,7 +7,7 @@ import re
 import secrets as random
 import string
 
-from .core import Emit, Result, Spec, StepError, ids, write_file
+from .core import Emit, Result, Spec, StepError, write_file
 
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 MARK = re.compile(r"@@secret:([a-z0-9_]+)@@")
@@ -54,11 +54,17 @@ def make(kind: str, length: int) -> str:
 
 
 def ensure(spec: Spec, emit: Emit) -> Result:
-    """Make the secrets that do not exist yet; never touch one that does."""
+    """Make the secrets that do not exist yet; never touch one that does.
+
+    spec: secrets_dir, secrets, and active_dir: services that run with a secret that was lost are to start anew.
+    """
     folder = spec["secrets_dir"]
     made = []
     missing = [s for s in spec["secrets"] if not has_secret(folder, s["name"])]
     if missing and not spec.get("dry"):
+        marks = spec.get("active_dir", "")
+        for name in os.listdir(marks) if marks and os.path.isdir(marks) else []:
+            os.unlink(os.path.join(marks, name))
         for secret in missing:
             write_secret(folder, secret["name"], make(secret["kind"], secret["length"]))
             made.append(secret["name"])
@@ -70,7 +76,13 @@ def filled(secrets_dir: str, content: str) -> bytes:
 
 
 def fill(spec: Spec, emit: Emit) -> Result:
-    """Write files whose content carries secret marks. Nothing but their names is ever reported."""
+    """Write files whose content carries secret marks. Nothing but their names is ever reported.
+
+    spec: secrets_dir, files: [{path, content, mode, owner, group}], and record (see `files`): with it a file that
+    somebody edited is kept, and the new one lies beside it.
+    """
+    from .files import put
+
     os.umask(0o077)
     changed = []
     for item in spec["files"]:
@@ -81,25 +93,9 @@ def fill(spec: Spec, emit: Emit) -> Result:
                 raise
             changed.append(item["path"])
             continue
-        mode = int(item["mode"], 8)
-        if _same(item["path"], data, mode, item["owner"], item["group"]):
-            continue
-        changed.append(item["path"])
-        if not spec.get("dry"):
-            write_file(item["path"], data, mode, *ids(item["owner"], item["group"]))
+        if put(item, data, spec.get("record", ""), bool(spec.get("dry"))):
+            changed.append(item["path"])
     return {"changed": bool(changed), "data": {"files": changed}}
-
-
-def _same(path: str, data: bytes, mode: int, owner: str, group: str) -> bool:
-    try:
-        state = os.stat(path)
-        with open(path, "rb") as stream:
-            held = stream.read()
-        uid, gid = ids(owner, group)
-    except (OSError, StepError):
-        return False
-    owned = (uid < 0 or state.st_uid == uid) and (gid < 0 or state.st_gid == gid)
-    return held == data and state.st_mode & 0o7777 == mode and owned
 
 
 STEPS = {"ensure": ensure, "fill": fill}

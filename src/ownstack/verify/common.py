@@ -105,6 +105,15 @@ def configuration(context: Context) -> Outcome:
     return Outcome.ok(f"{len(status)} services run with the planned configuration")
 
 
+def edited(context: Context) -> Outcome:
+    """Files of ours that somebody edited: they count, and what is planned may not be what is there."""
+    found = context.step("box.state", **state_spec(context.plan.layout)).get("edited", [])
+    if found:
+        hint = "ours lies beside as `.ownstack-new`, where it differs; `ownstack up --overwrite` takes ours"
+        return Outcome.amber(f"edited by hand: {', '.join(found)}", hint, files=list(found))
+    return Outcome.ok("configuration and units are as they were written", files=[])
+
+
 def protections(context: Context) -> Outcome:
     """The walls around each service as systemd has them now; elsewhere what the plan says is missing."""
     plan = context.plan
@@ -128,6 +137,17 @@ def protections(context: Context) -> Outcome:
         hint = "`systemctl cat` shows which file of `systemctl edit` says so"
         return Outcome.amber(f"somebody weakened units: {'; '.join(weak)}", hint, absent=False)
     return Outcome.ok("each service has an account, a sandbox and a network policy of its own", absent=False)
+
+
+def recovery(context: Context) -> Outcome:
+    """The unit that puts the box in order after a power cut is there and starts at boot."""
+    from roles.base import recovery as unit
+
+    if not unit.wanted(context.plan):
+        return Outcome.ok("as planned for this host: nothing runs at boot, `ownstack up` does it", absent=True)
+    if context.step("recover.arm", **unit.arm_spec(context.plan), dry=True).get("armed"):
+        return Outcome.ok("what a power cut leaves half-done is put in order at the next boot")
+    return Outcome.failed(f"{unit.unit(context.plan)} is not enabled")
 
 
 def below_floor(context: Context) -> Outcome:
@@ -157,6 +177,8 @@ def checks(plan: Plan) -> list[Check]:
     found.append(Check("no-open-ports", "no other port is open to the network", nothing_else, again, "base"))
     found.append(Check("secret-modes", "secrets can be read by root only", secret_modes, again, "base"))
     found.append(Check("configuration", "services run with the planned configuration", configuration, again, "base"))
+    found.append(Check("edited", "no file of the box was edited by hand", edited, again, "base"))
     found.append(Check("protections", "services are walled off from the system", protections, again, "base"))
+    found.append(Check("recovery", "after a power cut the box puts itself in order", recovery, again, "base"))
     found.append(Check("floors", "versions against security floors", below_floor, "`ownstack plan` says why", "base"))
     return found

@@ -38,7 +38,7 @@ class LiveContext:
         """Run a runner step; the same question is asked once in a run."""
         key = f"{name} {sorted(spec.items())!r}"
         if key not in self._kept:
-            self._kept[key] = self.session.step(name, spec)
+            self._kept[key] = self.session.step(name, spec, looking=True)
         return self._kept[key]
 
 

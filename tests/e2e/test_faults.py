@@ -1,0 +1,105 @@
+"""Faults of a box's surroundings: a clear message, nothing lost, and the next `up` converges.
+
+All on one clone, one after the other: each ends with the fault taken away and a box that verifies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests import results
+from tests.e2e.conftest import Mirror, Provisioned
+from tests.e2e.faults import FAULTS, Bench, Fault
+from tests.hosts import Host, Network
+from tests.hosts.kit import wait_ready
+
+COLUMNS = ("fault", "shown by", "what `up` does", "in these words", "next `up`")
+
+
+@pytest.fixture(scope="module")
+def bench(network: Network, debian12: Provisioned, mirror: Mirror) -> Iterator[Bench]:
+    with debian12.clone(network, "faults") as host:
+        yield Bench(host, mirror, mirror.ownstack(host), host.folder)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[results.Matrix]:
+    """Written when all of them ran."""
+    about = (
+        "Each fault is made on a real host with the whole box, shown to be there, met by `ownstack up`, and taken "
+        "away; then `up` has to converge and verify. `heals`: `up` puts it right itself; `bears`: it is not troubled; "
+        "`waits`: it waits for its end; else the code of its error. `tests/e2e/test_faults.py`."
+    )
+    made = results.Matrix("faults", "Faults of a box's surroundings", about, COLUMNS)
+    yield made
+    if len(made.rows) >= len(FAULTS):
+        made.write()
+
+
+def secrets(host: Host) -> str:
+    return host.output("cd /etc/ownstack/secrets && sha256sum * | sort")
+
+
+@contextlib.contextmanager
+def made(fault: Fault, bench: Bench) -> Iterator[str]:
+    """The fault, and what shows that it is there; taken away whatever became of the run."""
+    steps = fault.make(bench)
+    try:
+        yield next(steps)
+    finally:
+        next(steps, None)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(one, id=one.make.__name__, marks=() if one.quick else pytest.mark.slow) for one in FAULTS],
+)
+def test_fault(fault: Fault, bench: Bench, page: results.Matrix) -> None:
+    before = secrets(bench.host)
+    did, words, proof = "not run", "", ""
+    began = time.monotonic()
+    try:
+        with made(fault, bench) as proof:
+            assert proof, "the fault did not take place"
+            verify = [] if fault.expect in ("verify", "heals") and not fault.quick else ["--no-verify"]
+            result = bench.ownstack("up", "--yes", "--json", *verify, *bench.words, check=False)
+            did, words = judged(fault, result, began)
+        if not fault.quick:
+            wait_ready(bench.host)
+        after = bench.ownstack.json("up", "--yes", *(["--no-verify"] if fault.quick else []))
+        assert fault.quick or after["verify"]["ok"], [c for c in after["verify"]["checks"] if c["status"] != "ok"]
+        changed = {line.split()[1] for line in set(before.splitlines()) ^ set(secrets(bench.host).splitlines())}
+        assert changed <= {"qdrant_api_key"}, "no secret is lost"
+        row = (fault.name, proof[-120:], did, words, f"converges, {after['changed']} changed")
+    except BaseException as error:
+        page.add(fault.name, str(proof)[-120:], did, words, f"**FAILED** {type(error).__name__}")
+        raise
+    page.add(*row)
+
+
+def judged(fault: Fault, result: Any, began: float) -> tuple[str, str]:
+    """What `up` did and said, if that is what it should; AssertionError otherwise."""
+    told = json.loads(result.stdout)
+    if fault.expect in ("heals", "bears", "waits"):
+        assert told["ok"], told["error"]
+        changed = [op["name"] for op in told["data"]["operations"] if op["changed"]]
+        if fault.expect == "waits":
+            assert time.monotonic() - began > 20
+        return fault.expect, ", ".join(changed)
+    error = told["error"]
+    assert error is not None, "up went through"
+    text = f"{error['message']} {error['hint']}"
+    wanted = "checks-failed|verify.*|run-failed" if fault.expect == "verify" else fault.expect
+    assert re.fullmatch(wanted, error["code"]), error
+    assert error["message"]
+    assert error["hint"]
+    assert "Traceback" not in result.stdout + result.stderr
+    assert re.search(fault.says, text), error
+    return f"ends with {error['code']}", text
