@@ -20,7 +20,7 @@ def spec(plan: Plan, wanted: Schedule) -> dict[str, Any]:
     if not wanted.recipients:
         keys = {"passphrase_file": f"{plan.layout.secrets}/{backups.PASSPHRASE}"}
     made = backups.make_spec(plan, wanted.settings, wanted.to, wanted.keep, wanted.with_models, keys)
-    return {**made, "elsewhere": wanted.elsewhere}
+    return {**made, "elsewhere": wanted.elsewhere, "drill": backups.drill_spec(plan) if wanted.drill else None}
 
 
 def unit(plan: Plan) -> str:
@@ -37,6 +37,7 @@ def files(plan: Plan, wanted: Schedule) -> list[ConfigFile]:
         home=any(place.startswith(("/home/", "/root/")) for place in (plan.layout.opt, wanted.to)),
         folder=plan.layout.var,
         to=wanted.to,
+        drill=wanted.drill,
         spec=path,
         runner=units.runner_python(plan),
     )

@@ -208,6 +208,7 @@ class Schedule(Frozen):
     with_models: bool = False
     recipients: tuple[str, ...] = ()  # none: the passphrase is a secret of the box
     elsewhere: bool = False  # the folder is on another disk, which has to be there
+    drill: bool = False  # once a week the newest one is tried in a second instance
     settings: dict[str, Any] = Field(default_factory=dict)  # what the backup says of the settings
 
 

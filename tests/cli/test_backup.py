@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,10 @@ def steps(box: Box) -> list[str]:
 def spec(box: Box, step: str) -> dict[str, Any]:
     named = [c for c in box.seen.commands if f"{step} --json" in c.replace("'", "")]
     (command,) = [c for c in named if '"dry": true' not in c]
-    text = command[command.index("{") : command.rindex("}") + 1].replace("'\"'\"'", "'")
-    found: dict[str, Any] = json.loads(text)
+    words = shlex.split(command)
+    while "--json" not in words:  # a shell within a shell
+        words = shlex.split(next(word for word in words if "--json" in word))
+    found: dict[str, Any] = json.loads(words[words.index("--json") + 1])
     return found
 
 
@@ -153,10 +157,12 @@ def test_the_box_makes_them_itself_and_stops(
 ) -> None:
     monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
     assert run(["backup", "--every", "week", "--to", "/mnt/usb", "--passphrase-file", word, "--json"]) == 0
-    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7}
+    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7, "drill": False}
     files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
     set_up = json.loads(files["backup.json"])
     assert set_up["elsewhere"]
+    assert set_up["drill"] is None
+    assert b"ExecStartPost" not in files["ownstack-backup.service"]
     assert set_up["passphrase_file"] == "/etc/ownstack/secrets/backup_passphrase"
     assert b"OnCalendar=Mon" in files["ownstack-backup.timer"]
     assert b"Persistent=true" in files["ownstack-backup.timer"]
@@ -177,6 +183,96 @@ def test_the_box_makes_them_itself_and_stops(
     assert "/etc/ownstack/backup.json" in spec(box, "backup.disarm")["files"]
     assert spec(box, "box.write_manifest")["values"]["plan"]["backup"] is None
     assert "/etc/ownstack/secrets/backup_passphrase" in spec(box, "artifacts.remove")["paths"]
+
+
+def test_a_drill_by_the_timer_runs_outside_of_its_walls(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": False})
+    assert run(["backup", "--every", "day", "--drill", "--recipient", "age1abc"]) == 0
+    assert "Once a week" in capsys.readouterr().out
+    files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
+    assert b'ExecStartPost=+"/opt/ownstack/base/current/runner" drill.scheduled' in files["ownstack-backup.service"]
+    drill = json.loads(files["backup.json"])["drill"]
+    assert drill["place"]["root"] == "/var/lib/ownstack/scratch/drill"
+    assert spec(box, "box.write_manifest")["values"]["plan"]["backup"]["drill"]
+
+
+def test_a_backup_that_is_there_is_tried(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["backup", "--verify", "/mnt/b.tar", "--drill", "--json"]) == 2
+    assert told(capsys)["error"]["code"] == "no-passphrase"
+    assert steps(box) == []
+    good = {"ok": True, "counts": {"accounts": 2, "credentials decrypted": 1}, "seconds": 40.0}
+    monkeypatch.setitem(standing.ANSWERS, "drill.run_outliving", good)
+    assert run(["backup", "--verify", "/mnt/b.tar", "--drill", "--passphrase-file", word]) == 0
+    out = capsys.readouterr().out
+    assert "restorable: second instances of the services started on it in 40.0 s" in out
+    assert "2 accounts, 1 credentials decrypted" in out
+    asked = spec(box, "drill.run_outliving")
+    assert asked["file"] == "/mnt/b.tar"
+    assert asked["passphrase_file"].startswith("/dev/shm/")
+    assert WORD not in "\n".join(box.seen.commands)
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "versions": {"n8n": "99.0"}})
+    assert run(["backup", "--verify", "/mnt/b.tar", "--drill", "--json", "--passphrase-file", word]) == 1
+    assert told(capsys)["error"]["code"] == "backup-newer"
+
+
+def test_a_new_backup_is_tried_in_the_same_run(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drill = {"ok": True, "counts": {"chats": 3}, "seconds": 40.0}
+    monkeypatch.setitem(standing.ANSWERS, "backup.make_outliving", {**MADE, "drill": drill})
+    assert run(["backup", "--drill", "--passphrase-file", word]) == 0
+    assert "restorable: second instances" in capsys.readouterr().out
+    names = [one["name"] for one in spec(box, "backup.make_outliving")["drill"]["place"]["services"]]
+    assert names == ["qdrant", "open_webui", "n8n"]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({}, ["no backup was ever tried"]),
+        ({"restorable": "good", "drill": "good"}, ["restorable: the backup of 2026-11-01", "tried on 2026-11-02"]),
+        ({"drill": "bad"}, ["the restore drill of 2026-11-03 failed: n8n's key"]),
+        ({"restorable": "good", "drill": "bad"}, ["of 2026-11-03 failed: n8n's key", "tried on 2026-11-02"]),
+        ({"drill": "not"}, ["of 2026-11-03 could not be made: too little memory"]),
+    ],
+)
+def test_status_says_whether_a_backup_was_tried(
+    state: dict[str, str], words: list[str], box: Box, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    known = {
+        "good": {"ok": True, "created": "20261101T120000Z", "time": noon(2), "tried": True, "message": ""},
+        "bad": {"ok": False, "time": noon(3), "tried": True, "message": "n8n's key"},
+        "not": {"ok": False, "time": noon(3), "tried": False, "message": "too little memory"},
+    }
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {key: known[value] for key, value in state.items()})
+    assert run(["status"]) == 0
+    out = capsys.readouterr().out
+    for word in words:
+        assert word in out
+    assert run(["status", "--json"]) == 0
+    assert told(capsys)["data"]["backup"].get("drill") == known.get(state.get("drill", ""))
+
+
+def noon(day: int) -> float:
+    return datetime.datetime(2026, 11, day, 12).timestamp()
+
+
+def test_the_next_up_takes_away_what_a_drill_left(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["up", "--yes", "--json"]) == 0
+    assert "drill.clear" not in steps(box)
+    capsys.readouterr()
+    box.state = box.state.model_copy(update={"work": {"drill": {"status": "running"}}})
+    monkeypatch.setitem(standing.ANSWERS, "drill.clear", {"cleared": True})
+    assert run(["up", "--yes", "--json"]) == 0
+    assert "drill.clear" in steps(box)
+    assert "a restore drill was cut off" in capsys.readouterr().err
 
 
 def test_without_systemd_there_is_no_timer_and_it_is_said(
@@ -305,6 +401,24 @@ def test_the_next_up_takes_back_what_was_cut_off(
     done = steps(box)
     assert done.index("restore.revert") < done.index("box.write_manifest")
     assert "as it was before it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "asked"),
+    [
+        ({"status": "staging", "clean": False}, True),
+        ({"status": "done", "clean": False}, True),
+        ({"status": "done", "clean": True}, False),
+        ({"status": "done"}, False),
+    ],
+)
+def test_the_next_up_takes_away_what_a_restore_had_laid_ready(
+    state: dict[str, Any], asked: bool, box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.state = box.state.model_copy(update={"work": {"restore": state}})
+    assert run(["up", "--yes", "--json"]) == 0
+    assert ("restore.revert" in steps(box)) == asked
+    assert ("what it had laid ready" in capsys.readouterr().err) == asked
 
 
 def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ownstack.engine import units
-from ownstack.plan import Plan
+from ownstack.plan import Plan, Schedule
 from ownstack.verify import common
 from roles import roles_of
+from roles.base import schedule
 from tests.unit import machines
 
 MOST = 2.0
@@ -113,3 +115,43 @@ def test_the_judge_sees_a_missing_wall(tmp_path: Path) -> None:
     kept = [line for line in unit.read_text().splitlines() if not line.startswith(walls)]
     unit.write_text("\n".join(kept) + "\n")
     assert exposure(unit) > MOST > sealed
+
+
+def backup_units(manager: str, folder: Path) -> list[Path]:
+    wanted = Schedule(every="day", to="/srv/backups", drill=True, recipients=("age1x",))
+    plan = machines.plan().model_copy(update={"backup": wanted, "manager": manager})
+    paths = []
+    for file in schedule.files(plan, wanted)[1:]:
+        path = folder / Path(file.path).name
+        # the program that the unit starts is not on this machine
+        path.write_text(file.content.replace("/opt/ownstack/base/current/runner", "/bin/true"))
+        paths.append(path)
+    return paths
+
+
+def test_the_backup_unit_is_no_more_exposed_than_its_work_needs(tmp_path: Path) -> None:
+    """It runs as root, because it reads what belongs to all services, and is closed to all else."""
+    service, _ = backup_units("systemd", tmp_path)
+    found = exposure(service)
+    print("backup", found)
+    assert found <= MOST
+    text = service.read_text()
+    assert "CapabilityBoundingSet=CAP_DAC_READ_SEARCH CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER\n" in text
+    assert "IPAddressDeny=any" in text
+    kept = [line for line in text.splitlines() if not line.startswith(("ProtectSystem=", "CapabilityBoundingSet="))]
+    service.write_text("\n".join(kept) + "\n")
+    assert exposure(service) > MOST
+
+
+@pytest.mark.parametrize("manager", ["systemd", "systemd-user"])
+def test_systemd_accepts_the_backup_unit_and_its_timer(manager: str, tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed")
+    mode = ["--user"] if manager == "systemd-user" else []
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [tool, *mode, "verify", *backup_units(manager, tmp_path)], capture_output=True, text=True, check=False, env=env
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Unknown" not in run.stderr, run.stderr

@@ -9,6 +9,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +232,140 @@ def test_too_little_space_is_told_before_anything_is_done(
         restore.stage(second.restore_spec(file), silent)
     assert caught.value.code == "disk-full"
     assert not (second.var / "restore").exists()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_data_folder_that_is_a_disk_of_its_own_gets_its_content_exchanged(
+    cut: bool, first: SmallBox, second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kernel says of a folder on which something is mounted: it is neither moved, nor replaced, nor removed."""
+    disk, before = str(second.var / "n8n"), second.content()
+    rename, rmdir, remove = os.rename, os.rmdir, restore._remove
+
+    def renaming(source: str, target: str) -> None:
+        if disk in (source, target):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(source, target)
+
+    def removing(path: Any, **more: Any) -> None:
+        if path == disk:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rmdir(path, **more)
+
+    def killed(path: str) -> None:
+        if path.endswith("old/n8n.gone"):
+            shutil.rmtree(f"{path}/files")
+            raise KeyboardInterrupt
+        remove(path)
+
+    inode = os.stat(disk).st_ino
+    spec = second.restore_spec(file)
+    restore.stage(spec, silent)
+    monkeypatch.setattr(os, "rename", renaming)
+    monkeypatch.setattr(os, "rmdir", removing)
+    restore.swap(spec, silent)
+    assert os.stat(disk).st_ino == inode
+    assert without_place(second)["var/n8n/.n8n/database.sqlite"] == without_place(first)["var/n8n/.n8n/database.sqlite"]
+    if cut:  # when it was put back, and what lay aside is being taken away
+        monkeypatch.setattr(restore, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            restore.revert(spec, silent)
+        monkeypatch.setattr(restore, "_remove", remove)
+    restore.revert(spec, silent)
+    assert os.stat(disk).st_ino == inode
+    assert second.content() == before
+    assert not (second.var / "restore").exists()
+
+
+def test_what_a_restore_laid_ready_goes_whenever_it_was_cut_off(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, spec = second.content(), second.restore_spec(file)
+    extract, room = restore.extract, second.var / "restore"
+
+    def cut(held: Reader, member: str, path: str) -> None:
+        extract(held, member, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore, "extract", cut)
+    with pytest.raises(KeyboardInterrupt):
+        restore.stage(spec, silent)
+    monkeypatch.setattr(restore, "extract", extract)
+    for status in ("staging", "staged"):
+        assert told(second) == status
+        assert not clean(second)
+        assert room.exists()
+        assert not restore.revert(spec, silent)["data"]["reverted"]
+        assert told(second) == "reverted"
+        assert clean(second)
+        assert not room.exists()
+        assert second.content() == before
+        restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    remove = restore._clear
+    monkeypatch.setattr(restore, "_clear", lambda spec: None)
+    restore.finish(spec, silent)  # and the end of its process, so to speak, before it has tidied up
+    monkeypatch.setattr(restore, "_clear", remove)
+    (second.var / "run/restore.json").write_text(json.dumps({"status": "done", "clean": False}))
+    after = second.content()
+    restore.revert(spec, silent)
+    assert (told(second), clean(second), room.exists()) == ("done", True, False)
+    assert second.content() == after != before
+
+
+def clean(box: SmallBox) -> bool:
+    return bool(json.loads((box.var / "run/restore.json").read_text())["clean"])
+
+
+def test_what_cannot_be_moved_is_named(second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, spec = second.content(), second.restore_spec(file)
+    rename = os.rename
+
+    def refusing(source: str, target: str) -> None:
+        if source == str(second.var / "n8n-content.json"):
+            raise PermissionError(errno.EPERM, "Operation not permitted", source)
+        rename(source, target)
+
+    restore.stage(spec, silent)
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(StepError, match=r"n8n-content\.json cannot be moved: Operation not permitted"):
+        restore.swap(spec, silent)
+    monkeypatch.setattr(os, "rename", rename)
+    assert restore.revert(spec, silent)["data"]["reverted"]
+    assert second.content() == before
+
+
+MOUNTED = """
+import os, shutil, subprocess, sys
+from pathlib import Path
+from ownstack.runner import backup, restore
+from tests.fixtures.small_box import SmallBox
+silent = lambda event: None
+folder = Path(sys.argv[1])
+first, second = SmallBox(folder / "first", "first"), SmallBox(folder / "second", "second")
+second.identity.write_text(first.identity.read_text())
+disk = second.var / "n8n"
+shutil.move(disk, folder / "kept")
+disk.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "none", str(disk)], check=True)
+subprocess.run(["cp", "-a", f"{folder}/kept/.", str(disk)], check=True)
+before = second.content()
+spec = second.restore_spec(backup.make(first.make_spec(), silent)["data"]["file"])
+for last in (restore.revert, restore.finish):
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    restored = second.content()
+    assert restored["var/n8n/.n8n/database.sqlite"] == first.content()["var/n8n/.n8n/database.sqlite"]
+    last(spec, silent)
+    assert os.path.ismount(disk)
+    assert second.content() == (before if last is restore.revert else restored)
+print("exchanged")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a file system, in a namespace of its own")
+def test_a_data_folder_on_which_a_file_system_is_mounted(tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, "-P", "-c", MOUNTED, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=Path(__file__).parents[2])
+    assert done.stdout == "exchanged\n", done.stderr

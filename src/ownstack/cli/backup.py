@@ -51,8 +51,10 @@ def absolute(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
-def make(site: Site, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...]) -> dict[str, Any]:
-    """Make one. The data of the step, with the name of the folder."""
+def make(
+    site: Site, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...], drill: bool
+) -> dict[str, Any]:
+    """Make one, and with `drill` try it. The data of the step, with the name of the folder."""
     from ..engine import backups
 
     plan = site.recorded_plan()
@@ -62,11 +64,12 @@ def make(site: Site, to: str, keep: int, with_models: bool, word: str, recipient
         keys = {**key, "recipients": list(recipients), "once": bool(key)}
         settings = backups.chosen_settings(site.settings)
         spec = backups.make_spec(plan, settings, target, keep, with_models, keys)
+        spec = {**spec, "drill": backups.drill_spec(plan) if drill else None}
         return site.session.step("backup.make_outliving", backups.outliving(plan, spec))
 
 
 def schedule(
-    site: Site, every: str, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...]
+    site: Site, every: str, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...], drill: bool
 ) -> dict[str, Any]:
     """Let the box make backups by itself, or stop that. What was set."""
     from ..engine import backups
@@ -94,21 +97,27 @@ def schedule(
             elsewhere = site.session.step("backup.place", told_place)["elsewhere"]
         wanted = Schedule(
             every="week" if every == "week" else "day", to=target, keep=keep, with_models=with_models,
-            recipients=recipients, elsewhere=elsewhere, settings=backups.chosen_settings(site.settings),
+            recipients=recipients, elsewhere=elsewhere, drill=drill, settings=backups.chosen_settings(site.settings),
         )  # fmt: skip
     plan = old.model_copy(update={"backup": wanted})
     execute(site.session, deploy.schedule, lambda event: None, plan=plan, old=old)
-    return {"every": every, "to": wanted.to if wanted else "", "keep": keep}
+    return {"every": every, "to": wanted.to if wanted else "", "keep": keep, "drill": bool(wanted and wanted.drill)}
 
 
-def look(site: Site, file: str, word: str, identity: Path | None) -> dict[str, Any]:
-    """Check one. Raises RunError that says what is wrong with it."""
+def look(site: Site, file: str, word: str, identity: Path | None, drill: bool) -> dict[str, Any]:
+    """Check one, and with `drill` try it. Raises RunError that says what is wrong with it."""
     from ..engine import backups
+    from .restore import compatible
 
     plan = site.recorded_plan()
     make_ready(site, plan)
     with on_target(site.session, word, identity) as key:
-        return site.session.step("backup.verify", backups.verify_spec(plan, file, dict(key)))
+        data = site.session.step("backup.verify", backups.verify_spec(plan, file, dict(key)))
+        if drill:
+            compatible(data, plan)
+            spec = backups.outliving(plan, {**backups.drill_spec(plan), **key, "file": file}, "drill")
+            data["drill"] = site.session.step("drill.run_outliving", spec)
+    return data
 
 
 @click.command()
@@ -125,10 +134,15 @@ def look(site: Site, file: str, word: str, identity: Path | None) -> dict[str, A
 )
 @key_options
 @click.option("--verify", "verify_file", default="", metavar="FILE", help="Check a backup instead of making one.")
+@click.option(
+    "--drill",
+    is_flag=True,
+    help="Try the backup too: second instances of the services start on it; with --every once a week.",
+)
 def backup(
     host: str | None, config_file: str | None, sets: tuple[str, ...], sudo_password_file: Path | None,
     as_json: bool, verbose: int, to: str, keep: int, with_models: bool, recipients: tuple[str, ...],
-    every: str | None, passphrase_file: Path | None, identity: Path | None, verify_file: str,
+    every: str | None, passphrase_file: Path | None, identity: Path | None, verify_file: str, drill: bool,
 ) -> int:  # fmt: skip
     """Make a backup while everything runs: chats, documents, vectors, workflows, keys, the list of models.
 
@@ -138,23 +152,30 @@ def backup(
     settings = read_settings(config_file, sets, host=host)
     if verify_file:
         word = read_passphrase(passphrase_file) if passphrase_file is not None else ""
+        if drill and not word and identity is None:
+            raise ConfigError(
+                "a backup is encrypted, and to be tried it has to be opened",
+                hint="name the passphrase (`--passphrase-file FILE`) or the age identity (`--identity FILE`)",
+                code="no-passphrase",
+            )
         with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
             site.session.on_event = progress
-            data = look(site, verify_file, word, identity)
+            data = look(site, verify_file, word, identity, drill)
         return _say_look(data, as_json)
     word = "" if every == "never" else new_passphrase(passphrase_file, recipients, as_json)
     if every is not None:
         with open_site(settings, sudo_password_file, doing="backup --every") as site:
-            data = schedule(site, every, to, keep, with_models, word, recipients)
+            data = schedule(site, every, to, keep, with_models, word, recipients, drill)
         return _say_schedule(data, as_json)
     with open_site(settings, sudo_password_file, doing="backup") as site, Progress(quiet=as_json) as progress:
         site.session.on_event = progress
-        data = make(site, to, keep, with_models, word, recipients)
+        data = make(site, to, keep, with_models, word, recipients, drill)
     if as_json:
         emit_json("backup", data)
         return 0
     say(f"{data['file']}: {size(data['bytes'])} in {data['seconds']} s, opened again and sound")
     say(f"  {told(data['holds'])}")
+    _say_drill(data)
     if data["without_models"]:
         note(f"without the list of models: {data['without_models']}")
     for path in data["removed"]:
@@ -170,8 +191,17 @@ def _say_schedule(data: dict[str, Any], as_json: bool) -> int:
         say("The box makes no more backups by itself. Those that are there stay.")
     else:
         say(f"A backup every {data['every']} at three in the night, in {data['to']}; the newest {data['keep']} stay.")
+        if data["drill"]:
+            say("Once a week the newest is tried in second instances of the services.")
         say("`ownstack status` says when the last one was made, and why one failed.")
     return 0
+
+
+def _say_drill(data: dict[str, Any]) -> None:
+    if data.get("drill"):
+        drill = data["drill"]
+        say(f"  restorable: second instances of the services started on it in {drill['seconds']} s and held")
+        say(f"  {told(drill['counts'])}")
 
 
 def _say_look(data: dict[str, Any], as_json: bool) -> int:
@@ -186,4 +216,5 @@ def _say_look(data: dict[str, Any], as_json: bool) -> int:
         if data["opened"]
         else "  every part is as it was written; to look inside give `--passphrase-file` or `--identity`"
     )
+    _say_drill(data)
     return 0

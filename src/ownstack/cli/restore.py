@@ -161,11 +161,16 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     from ..engine.preflight import read_state
 
     work = site.state.work.get("restore", {})
-    if work.get("status") not in PENDING:
+    pending = work.get("status") in PENDING
+    if not pending and work.get("clean", True):
         return False
     plan = site.recorded_plan()
     bring_runner(site, plan)
     site.session.on_event = listen
+    if not pending:
+        site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
+        note("a restore was cut off: what it had laid ready or aside is gone")
+        return False
     site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
     site.state = read_state(site.session, plan.layout)
     now = site.recorded_plan()
@@ -187,6 +192,19 @@ def bring_runner(site: Site, plan: Plan) -> None:
     from deploy import ready
 
     execute(site.session, ready, lambda event: None, plan=plan)
+
+
+def clear_second(site: Site) -> None:
+    """Take away what a second instance left that was cut off: of a restore drill, of a rehearsal."""
+    from ..engine import backups, scratch
+
+    for name, words in (("drill", "a restore drill"), ("rehearsal", "a rehearsal")):
+        if name not in site.state.work:
+            continue
+        plan = site.recorded_plan()
+        told = {"place": scratch.spec(plan, name), "lock": backups.common(plan)["lock"]}
+        if site.session.step("drill.clear", told)["cleared"]:
+            note(f"{words} was cut off: what it left is gone; the box itself is as it was")
 
 
 def readable(path: str) -> dict[str, Any]:

@@ -165,6 +165,24 @@ def describe_backup(data: dict[str, Any]) -> str:
     return f"last backup: {made:%Y-%m-%d %H:%M} ({age}), {last['file']}, {size(last['bytes'])}"
 
 
+def describe_drill(data: dict[str, Any]) -> str:
+    """One line on whether a backup was ever tried, and what came of it."""
+    from .backup import when
+
+    drill, good = data.get("drill"), data.get("restorable")
+    lines = []
+    if drill and not drill["ok"]:
+        word = "failed" if drill["tried"] else "could not be made"
+        lines.append(f"the restore drill of {day(drill['time'])} {word}: {drill['message']}")
+    if good:
+        lines.append(f"restorable: the backup of {when(good['created'])}, tried on {day(good['time'])}")
+    return "; ".join(lines) or "no backup was ever tried: `ownstack backup --drill`"
+
+
+def day(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d}"
+
+
 def describe_gpu_watch(data: dict[str, Any]) -> list[str]:
     from roles.ollama.watch import told
 
@@ -200,7 +218,8 @@ def show(data: dict[str, Any]) -> None:
     for line in describe_runs(data):
         say(f"\n  {line}")
     say()
-    for line in filter(None, (describe_backup(data["backup"]), describe_maintenance(data["maintenance"]))):
+    about = (describe_backup(data["backup"]), describe_drill(data["backup"]), describe_maintenance(data["maintenance"]))
+    for line in filter(None, about):
         say(f"  {line}")
     for row in data["snapshots"]:
         say(f"  way back (`ownstack rollback {row['role']}`): {told(row)}")

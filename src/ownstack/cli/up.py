@@ -162,6 +162,7 @@ def settle(site: Site) -> None:
         note(f"{describe_cut(site.state.unfinished)}: this run goes on from there")
     restore.take_back(site, lambda event: None)
     upgrade_run.take_back(site, lambda event: None)
+    restore.clear_second(site)
 
 
 def how_to_open(plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from ..data import version_key
 from ..kit import activate
 from ..plan import Plan
 from ..settings import Settings
-from . import units
+from . import scratch, units
 
 # they belong to where a box stands or who works on it, not to what it is
 PLACE = ("host", "root", "prefix", "scope", "sources.", "hardware.")
@@ -98,12 +98,12 @@ def make_spec(
     }
 
 
-def outliving(plan: Plan, spec: dict[str, Any]) -> dict[str, Any]:
+def outliving(plan: Plan, spec: dict[str, Any], unit: str = "backup") -> dict[str, Any]:
     return {
         **spec,
         "run_dir": units.run_dir(plan),
         "manager": plan.manager,
-        "unit": plan.layout.unit("backup"),
+        "unit": plan.layout.unit(unit),
         "runner": units.runner_python(plan),
     }
 
@@ -135,6 +135,29 @@ def store(plan: Plan) -> str:
 
 def verify_spec(plan: Plan, file: str, keys: dict[str, Any]) -> dict[str, Any]:
     return {"file": file, "work": f"{plan.layout.var}/work", **key_spec(plan, **keys)}
+
+
+def drill_spec(plan: Plan) -> dict[str, Any]:
+    """The specification of `drill.run`, but for the file and what opens it."""
+    activate()
+    place, other = scratch.spec(plan, "drill"), scratch.second(plan, "drill")
+    n8n = {}
+    if plan.has("n8n"):
+        from roles.n8n import entry, env_path, gate_path
+
+        n8n = {
+            "node": f"{plan.layout.current('node')}/bin/node", "entry": entry(plan), "gate": gate_path(other),
+            "env": env_path(other), "user": plan.account("n8n"),
+        }  # fmt: skip
+    return {
+        **common(plan),
+        **key_spec(plan),
+        "state": state_file(plan),
+        "services": kept(plan),
+        "place": place,
+        "secrets": [secret.model_dump() for secret in plan.secrets],
+        "n8n": n8n,
+    }
 
 
 def restore_spec(plan: Plan, file: str, keys: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .core import Emit, Event, StepError
 from .served import resolve
 
 MODULES = (
-    "artifacts", "backup", "box", "dry", "fetch", "files", "gpu", "imports", "journal", "n8n", "npm", "ollama",
+    "artifacts", "backup", "box", "drill", "dry", "fetch", "files", "gpu", "imports", "journal", "n8n", "npm", "ollama",
     "open_webui", "python_env", "qdrant", "recover", "restore", "secrets", "snapshots", "unpack",
 )  # fmt: skip
 # a pull resolves the steps that it runs at its end when it runs them

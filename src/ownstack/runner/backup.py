@@ -17,13 +17,14 @@ from typing import Any
 
 from . import backup_parts as parts
 from .backup_file import BOX, PART, Reader, Writer, damaged, opened
-from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
+from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .gpu import arm, disarm
 from .journal import outlive
 from .sealed import can_open, passphrase, ready, seal, unseal
 from .secrets import NAME, read_secret, write_secret
 
 N8N_KEY = "n8n_encryption_key"
+LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
 def label(hostname: str) -> str:
@@ -59,8 +60,18 @@ def make(spec: Spec, emit: Emit) -> Result:
     spec: to (folder), keep, hostname, kit_version, versions, services: [{name, folder, databases, skip, sealed}],
     var, records (names below var), manifest (the box's), qdrant ({url} or None), models (see `add_models`, or None),
     settings, secrets_dir, age, recipients or passphrase_file, once (remove passphrase_file when it is read),
-    state (where the last one is noted), lock, work.
+    state (where the last one is noted), lock, work; drill (as for `drill.run`) where it is to be tried at once.
     """
+    done, data = _made(spec, emit)
+    if spec.get("drill"):
+        from .drill import run
+
+        done["data"]["drill"] = run({**spec["drill"], "file": done["data"]["file"], "data": data}, emit)["data"]
+    return done
+
+
+def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
+    """One backup, and what only its key opens."""
     ready(spec)
     if spec.get("passphrase_file"):  # read now: who is connected may go, and the file with them
         spec = {**spec, "word": passphrase(spec)}
@@ -100,17 +111,8 @@ def make(spec: Spec, emit: Emit) -> Result:
         dropped = _keep(folder, spec)
         last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
-    seconds = round(time.time() - began, 1)
-    return {
-        "changed": True,
-        "data": {
-            **last,
-            "models": about["models"],
-            "removed": dropped,
-            "without_models": about["without_models"],
-            "seconds": seconds,
-        },
-    }
+    told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
+    return {"changed": True, "data": {**last, **told, "seconds": round(time.time() - began, 1)}}, data
 
 
 def _sealed(spec: Spec, data: bytes) -> bytes:
@@ -124,8 +126,11 @@ def _sealed(spec: Spec, data: bytes) -> bytes:
 def _folder(spec: Spec) -> str:
     """The folder for backups: made for its owner alone; what an earlier run left half-done is removed."""
     for name in os.listdir(spec["work"]):
-        if name.startswith(("backup-", "verify-")):
-            shutil.rmtree(os.path.join(spec["work"], name), ignore_errors=True)
+        path = os.path.join(spec["work"], name)
+        if name == LEFT:
+            os.unlink(path)
+        elif name.startswith(("backup-", "verify-")):
+            shutil.rmtree(path, ignore_errors=True)
     folder = str(spec["to"])
     if spec.get("elsewhere") and (not os.path.isdir(folder) or os.stat(folder).st_dev == os.stat(spec["var"]).st_dev):
         raise StepError(
@@ -239,13 +244,19 @@ def make_outliving(spec: Spec, emit: Emit) -> Result:
 
 
 def scheduled(spec: Spec, emit: Emit) -> Result:
-    """`make` by a timer: why it failed is noted, so that `status` says it."""
+    """`make` by a timer: why it failed is noted, so that `status` says it.
+
+    Where the backup is to be tried, what its key opens is left for `drill.scheduled`, which the unit runs next: that
+    needs more than this one may, and a recipient's key is not on the box.
+    """
     try:
-        done = make(spec, emit)
+        done, data = _made({**spec, "drill": None}, emit)
     except (StepError, OSError) as error:
         failed = {"time": time.time(), "message": str(error)}
         write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
         raise
+    if spec.get("drill"):
+        write_file(os.path.join(spec["work"], LEFT), data)
     return done
 
 

@@ -26,6 +26,7 @@ from .imports_index import documents
 from .imports_source import Source, address, recognised, take
 from .managers import manager
 from .n8n import fingerprint
+from .scratch import give
 from .unpack import unpack
 
 KIT_EMAIL = "ownstack@localhost"
@@ -143,7 +144,7 @@ def _own(new: str, place: str) -> None:
     """Owner and mode as what lies there now has."""
     owner = os.stat(place)
     os.chmod(new, owner.st_mode & 0o777)
-    restore._give(new, owner)
+    give(new, owner)
 
 
 # --------------------------------------------------------------------------------------------------------- checking

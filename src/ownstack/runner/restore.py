@@ -1,8 +1,8 @@
 """Putting a backup in the place of what a box holds: laid ready, exchanged by renames, and taken back if need be.
 
-`<run_dir>/restore.json` says how far it is; each word is on the disk before work goes on. `staged`: laid ready beside,
-nothing changed. `swapping`, `swapped`: the replaced data lies aside and `revert` puts it back, also after a power cut.
-`done`, `reverted`: at an end.
+`<run_dir>/restore.json` says how far it is; each word is on the disk before work goes on. `staging`, `staged`: laid
+ready beside, nothing changed. `swapping`, `swapped`: the replaced data lies aside and `revert` puts it back, also after
+a power cut. `done`, `reverted`: at an end, and `clean` when nothing lies aside any more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .backup_file import Reader, opened
 from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_file, write_json
 from .http import send_file
 from .managers import call, manager
+from .scratch import give
 from .secrets import NAME, read_secret, write_secret
 
 PENDING = ("swapping", "swapped")
@@ -67,44 +68,58 @@ def stage(spec: Spec, emit: Emit) -> Result:
     with alone(spec["lock"]), opened(spec["file"]) as held:
         if _status(spec) in PENDING:
             raise StepError("an earlier restore was cut off", hint=HINT, code="restore-pending")
-        room = _room(spec)
-        _clear(spec)
-        free, size = shutil.disk_usage(spec["var"]).free, os.path.getsize(spec["file"])
-        if free < size + (64 << 20):
-            raise StepError(
-                f"{spec['var']} has {free >> 20} MiB free, the backup takes {size >> 20} MiB",
-                hint="free space and run again; nothing was changed",
-                code="disk-full",
-            )
-        for folder in ("new", "old", "vectors", "models"):
-            os.makedirs(os.path.join(room, folder), 0o700)
-        unlock(held, spec)
-        for one in spec["services"]:
-            progress(emit, f"laying ready what {one['name']} keeps")
-            _lay(held, spec, one, held.inside["sealed"])
-        for name in spec["records"]:
-            if f"records/{name}" in held.index:
-                _extract(held, f"records/{name}", f"{room}/new/{name}")
-        _lay_secrets(spec, held.inside["secrets"])
-        for member in [row["member"] for row in (held.inside["vectors"] or {}).get("collections", [])]:
-            _extract(held, member, os.path.join(room, member))
-        for member in held.below("models"):
-            _extract(held, member, os.path.join(room, member))
-        os.sync()
-        about = {"vectors": held.inside["vectors"], "models": held.inside["models"]}
-        write_json(spec["state"], {"status": "staged", "file": spec["file"], "items": _items(spec), **about})
+        try:
+            _stage(held, spec, emit)
+        except (StepError, OSError):
+            _end(spec, "reverted")
+            raise
     return {"changed": True}
 
 
-def _extract(held: Reader, member: str, path: str) -> None:
+def _stage(held: Reader, spec: Spec, emit: Emit) -> None:
+    room = _room(spec)
+    _clear(spec)
+    write_json(spec["state"], {"status": "staging", "clean": False})
+    free, size = shutil.disk_usage(spec["var"]).free, os.path.getsize(spec["file"])
+    if free < size + (64 << 20):
+        raise StepError(
+            f"{spec['var']} has {free >> 20} MiB free, the backup takes {size >> 20} MiB",
+            hint="free space and run again; nothing was changed",
+            code="disk-full",
+        )
+    for folder in ("new", "old", "vectors", "models"):
+        os.makedirs(os.path.join(room, folder), 0o700)
+    unlock(held, spec)
+    for one in spec["services"]:
+        progress(emit, f"laying ready what {one['name']} keeps")
+        top = f"{room}/new/{one['name']}"
+        lay(held, one, top)
+        owner = os.stat(one["folder"])
+        os.chmod(top, owner.st_mode & 0o777)
+        give(top, owner)
+    for name in spec["records"]:
+        if f"records/{name}" in held.index:
+            extract(held, f"records/{name}", f"{room}/new/{name}")
+    _lay_secrets(spec, held.inside["secrets"])
+    for member in [row["member"] for row in (held.inside["vectors"] or {}).get("collections", [])]:
+        extract(held, member, os.path.join(room, member))
+    for member in held.below("models"):
+        extract(held, member, os.path.join(room, member))
+    os.sync()
+    about = {"vectors": held.inside["vectors"], "models": held.inside["models"]}
+    told = {"status": "staged", "clean": False, "file": spec["file"], "items": _items(spec)}
+    write_json(spec["state"], {**told, **about})
+
+
+def extract(held: Reader, member: str, path: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as out:
         held.copy(member, out)
 
 
-def _lay(held: Reader, spec: Spec, one: Spec, sealed: dict[str, str]) -> None:
-    """One service's folder anew, with the owner that the present one has."""
-    prefix, top = f"data/{one['name']}", f"{_room(spec)}/new/{one['name']}"
+def lay(held: Reader, one: Spec, top: str) -> None:
+    """One service's folder anew, at `top`; it will be used at one["folder"]. Whoever asks gives it its owner."""
+    prefix = f"data/{one['name']}"
     os.makedirs(top, 0o700)
     for member in held.below(prefix):
         about = held.index[member]
@@ -112,34 +127,22 @@ def _lay(held: Reader, spec: Spec, one: Spec, sealed: dict[str, str]) -> None:
         if not about["part"]:
             os.makedirs(path, exist_ok=True)
         else:
-            _extract(held, member, path)
+            extract(held, member, path)
             os.chmod(path, about["mode"] & 0o777)
             os.utime(path, (about["mtime"], about["mtime"]))
-    for name, text in sealed.items():
+    for name, text in held.inside["sealed"].items():
         if name.startswith(f"{one['name']}/"):
             path = os.path.join(top, name[len(one["name"]) + 1 :])
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as out:
                 out.write(base64.b64decode(text))
-    _move_paths(held, spec, one, top)
+    _move_paths(held, one, top)
     for member in held.below(prefix):
         if not held.index[member]["part"]:
             os.chmod(os.path.join(top, member[len(prefix) + 1 :]), held.index[member]["mode"] & 0o777)
-    owner = os.stat(one["folder"])
-    os.chmod(top, owner.st_mode & 0o777)
-    _give(top, owner)
 
 
-def _give(top: str, owner: os.stat_result) -> None:
-    if os.geteuid() != 0:
-        return
-    for place, folders, files in os.walk(top):
-        for name in [*folders, *files]:
-            os.lchown(os.path.join(place, name), owner.st_uid, owner.st_gid)
-    os.lchown(top, owner.st_uid, owner.st_gid)
-
-
-def _move_paths(held: Reader, spec: Spec, one: Spec, top: str) -> None:
+def _move_paths(held: Reader, one: Spec, top: str) -> None:
     """Open WebUI writes down where its uploads lie; on a box with other folders that is elsewhere."""
     was, now = f"{held.inside['var']}/{one['name']}/", f"{one['folder']}/"
     database = os.path.join(top, "webui.db")
@@ -181,11 +184,14 @@ def swap(spec: Spec, emit: Emit) -> Result:
         _note(spec, "swapping", items=items)
         progress(emit, "stopping the services")
         manager(spec).stop(spec["units"])
-        for item in items:
-            if item["had"]:
-                _rename(item["place"], item["aside"])
-            if os.path.lexists(item["new"]):
-                _rename(item["new"], item["place"])
+        try:
+            for item in items:
+                if item["had"]:
+                    _rename(item["place"], item["aside"])
+                if os.path.lexists(item["new"]):
+                    _rename(item["new"], item["place"])
+        except OSError as error:
+            raise StepError(f"{error.filename} cannot be moved: {error.strerror}", hint=HINT, code="move") from error
         _note(spec, "swapped")
     return {"changed": True}
 
@@ -217,18 +223,28 @@ def _copy(source: str, target: str) -> None:
 
 
 def _rename(source: str, target: str) -> None:
-    """Move within a file system. Where a folder cannot be moved (in an overlay), by a copy that is whole first."""
+    """Move within a file system. Where a folder cannot be moved (in an overlay), by a copy that is whole first; where
+    one is a disk of its own, which stays, by its content.
+    """
     try:
         os.rename(source, target)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno not in (errno.EXDEV, errno.EBUSY):
             raise
-        part = f"{target}.copying"
-        _remove(part)
-        call(["cp", "-a", "--", source, part])
+        if os.path.isdir(target):
+            call(["cp", "-a", "--", f"{source}/.", target])
+        else:
+            part = f"{target}.copying"
+            _remove(part)
+            call(["cp", "-a", "--", source, part])
+            os.sync()
+            os.rename(part, target)
         os.sync()
-        os.rename(part, target)  # from here on the old place counts for nothing
-        sync_folder(os.path.dirname(target))
+        sync_folder(os.path.dirname(target))  # from here on the old place counts for nothing
+        gone = f"{source}.gone"
+        with contextlib.suppress(OSError):  # half of it must not be taken for the whole
+            os.rename(source, gone)
+            source = gone
         _remove(source)
     for folder in {os.path.dirname(source), os.path.dirname(target)}:
         sync_folder(folder)
@@ -238,7 +254,8 @@ def revert(spec: Spec, emit: Emit) -> Result:
     """Put back what was there before `swap`; may be run again at any time. spec: as for `swap`."""
     with alone(spec["lock"]):
         if _status(spec) not in PENDING:
-            _clear(spec)
+            if _status(spec):
+                _end(spec, "done" if _status(spec) == "done" else "reverted")
             return {"changed": False, "data": {"reverted": False}}
         if spec["units"]:
             manager(spec).stop(spec["units"])
@@ -253,8 +270,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if os.path.exists(old):
             os.replace(old, spec["manifest"])
             sync_folder(spec["var"])
-        _note(spec, "reverted")
-        _clear(spec)
+        _end(spec, "reverted")
     return {"changed": True, "data": {"reverted": True}}
 
 
@@ -276,21 +292,31 @@ def recover(spec: Spec, emit: Emit) -> str:
 def finish(spec: Spec, emit: Emit) -> Result:
     """The box is as it should be: what was replaced goes. spec: as for `swap`."""
     with alone(spec["lock"]):
-        _note(spec, "done", items=[], vectors=None, models=[])
-        _clear(spec)
+        _end(spec, "done")
     return {"changed": True}
+
+
+def _end(spec: Spec, status: str) -> None:
+    """Note the end, then take away what lies aside or ready, and note that too."""
+    _note(spec, status, items=[], vectors=None, models=[], clean=False)
+    _clear(spec)
+    _note(spec, status, clean=True)
 
 
 def _clear(spec: Spec) -> None:
     """What lies aside or ready; only when nothing is pending."""
     folder = spec["secrets_dir"]
-    for path in (_room(spec), f"{folder}.restore-new", f"{folder}.restore-old"):
+    for path in (_room(spec), *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")]):
         _remove(path)
 
 
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # a disk of its own stays, empty
+            if error.errno != errno.EBUSY or os.listdir(path):
+                raise
     elif os.path.lexists(path):
         os.unlink(path)
 
@@ -300,11 +326,20 @@ def vectors(spec: Spec, emit: Emit) -> Result:
 
     spec: url, secrets_dir, var, state.
     """
-    about = read_json(spec["state"]).get("vectors") or {"collections": [], "aliases": []}
+    counts = load(spec, read_json(spec["state"]).get("vectors"), _room(spec), emit)
+    return {"changed": bool(counts), "data": {"collections": counts}}
+
+
+def load(spec: Spec, about: Any, folder: str, emit: Emit) -> dict[str, int]:
+    """Upload collections into an empty Qdrant; how many points each has then. `about`: as a backup has it, or None.
+
+    spec: url, secrets_dir. `folder` holds the snapshots. Raises StepError where points are missing.
+    """
+    about = about or {"collections": [], "aliases": []}
     url, headers = spec["url"], {"api-key": read_secret(spec["secrets_dir"], "qdrant_api_key")}
     counts = {}
     for row in about["collections"]:
-        name, path = row["collection"], os.path.join(_room(spec), row["member"])
+        name, path = row["collection"], os.path.join(folder, row["member"])
         progress(emit, f"vectors of {name}")
         rule = f"priority=snapshot&wait=true&checksum={parts.sha256_file(path)}"
         at = f"{url}/collections/{urllib.parse.quote(name, safe='')}/snapshots/upload?{rule}"
@@ -318,7 +353,7 @@ def vectors(spec: Spec, emit: Emit) -> Result:
     actions = [{"create_alias": row} for row in about["aliases"]]
     if actions:
         parts.qdrant("POST", url, "/collections/aliases", headers, {"actions": actions})
-    return {"changed": bool(counts), "data": {"collections": counts}}
+    return counts
 
 
 def models(spec: Spec, emit: Emit) -> Result:
