@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import itertools
 import json
+import re
 import shutil
 import subprocess
+import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +17,19 @@ from typing import Any
 
 import pytest
 
+from ownstack.engine import backups
 from ownstack.kit import activate
 from ownstack.plan import Plan
+from ownstack.runner import backup_parts
+from ownstack.runner.backup import unlock
+from ownstack.runner.backup_file import opened
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_open_webui import sign_in, web
-from tests.fixtures.small_box import identity
+from tests.fixtures.cut_restore import cut
+from tests.fixtures.small_box import age_folder, identity, rewritten
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack
+from tests.results import matrix
 
 activate()
 from roles import n8n, open_webui  # noqa: E402
@@ -49,12 +58,13 @@ def vectors():
     points = [{"id": number * 10 + n, "vector": [0.1, 0.2, 0.3, number / 400]} for n in range(10)]
     ask("PUT", f"{qdrant}/collections/load/points?wait=true", {"points": points}, {"api-key": key})
     counts["vector"] += 1
-def forever(work):
+def forever(work, rest):
     while True:
         work()
+        time.sleep(rest)
 ask("PUT", f"{qdrant}/collections/load", {"vectors": {"size": 4, "distance": "Cosine"}}, {"api-key": key})
-for work in (chats, hooks, vectors):
-    threading.Thread(target=forever, args=(work,), daemon=True).start()
+for work, rest in ((chats, 0.05), (hooks, 0.2), (vectors, 0.05)):
+    threading.Thread(target=forever, args=(work, rest), daemon=True).start()
 open("/tmp/load.pid", "w").write(str(os.getpid()))
 print("busy", flush=True)
 while True:
@@ -233,26 +243,86 @@ def on_disk(box: Host, file: str) -> Path:
     return box.root / file.lstrip("/")
 
 
-def under_load(box: Host, plan: Plan, ownstack: Ownstack, key: Key, number: int) -> None:
-    with load(box, plan, ownstack) as done:
-        made = [make(ownstack, key, "--keep", "3") for _ in range(number)]
-    for before, after in itertools.pairwise(made):
-        assert after["holds"]["chats"] > before["holds"]["chats"], "nobody wrote meanwhile"
-    assert min(done[-1].values()) > number, done[-1]
-    assert len(box.output(f"ls {FOLDER}").split()) == min(3, number)
-    print(f"{number} backups, {[one['seconds'] for one in made]} s, meanwhile {done[-1]}")
+# store: (database, the table that grows under load), as the host sees it
+GROWING = {"Open WebUI": ("open_webui/webui.db", "chat"), "n8n": ("n8n/.n8n/database.sqlite", "execution_entity")}
+GREW = """
+import json, sqlite3
+found = {}
+for store, (file, table) in GROWING.items():
+    database = sqlite3.connect(f"file:/var/lib/ownstack/{file}?mode=ro", uri=True)
+    found[store] = database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+print(json.dumps(found))
+"""
+
+
+def there(box: Host, plan: Plan) -> dict[str, int]:
+    """How much each store holds now, as its users see it."""
+    said = box.run("python3 -", data=GREW.replace("GROWING", repr(GROWING))).stdout
+    found: dict[str, int] = json.loads(said)
+    return {**found, "Qdrant": counts(box, plan).get("load", 0)}
+
+
+def held(path: Path, key: Key) -> dict[str, int]:
+    """The same of a backup."""
+    with opened(str(path)) as reader:
+        unlock(reader, {"age": age_folder(), "identity_file": key.identity})
+        tables = {store: reader.inside["tables"][f"data/{file}"][table] for store, (file, table) in GROWING.items()}
+        points = {row["collection"]: row["points"][0] for row in reader.inside["vectors"]["collections"]}
+    return {**tables, "Qdrant": points["load"]}
+
+
+def sound(box: Host, plan: Plan, key: Key, number: int) -> list[dict[str, str]]:
+    """What is wrong with each store in each of `number` backups; empty where nothing.
+
+    The runner that makes one opens it again, and looks into each database and snapshot, before it says so. Here it is
+    compared: what was there before it began is in it, and nothing that came after its end.
+    """
+    keys = {"recipients": [key.recipient]}
+    spec = json.dumps(backups.make_spec(plan, {}, FOLDER, 3, False, keys))
+    found = []
+    for _ in range(number):
+        before = there(box, plan)
+        said = box.run("/opt/ownstack/base/current/runner backup.make", data=spec, check=False).stdout
+        last = json.loads(said.splitlines()[-1])
+        after = there(box, plan)
+        if last["event"] != "result":
+            found.append(dict.fromkeys(before, last["message"]))
+            continue
+        inside = held(on_disk(box, last["data"]["file"]), key)
+        wrong = {store: not before[store] <= inside[store] <= after[store] for store in before}
+        found.append({store: str((before, inside, after)) if bad else "" for store, bad in wrong.items()})
+        assert all(before[store] < after[store] for store in before if store != "Qdrant"), "nobody wrote meanwhile"
+    return found
+
+
+def plain_copies(box: Host, plan: Plan, number: int) -> dict[str, list[str]]:
+    """The control: what the same look finds in copies of the live files of databases."""
+    found: dict[str, list[str]] = {store: [] for store in GROWING}
+    for _ in range(number):
+        for store, (file, table) in GROWING.items():
+            before = there(box, plan)[store]
+            box.run(f"cp /var/lib/ownstack/{file} /var/tmp/plain.db")
+            copy = on_disk(box, "/var/tmp/plain.db")
+            wrong = backup_parts.examine(str(copy))
+            if not wrong:
+                rows = backup_parts.rows(str(copy)).get(table, 0)
+                wrong = f"{before - rows} rows of {before} are missing" if rows < before else ""
+            found[store].append(wrong)
+    return found
 
 
 def test_backups_of_a_busy_box_are_sound(
     box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], key: Key
 ) -> None:
     assert hook(box, plan).endswith(" 200")
-    under_load(box, plan, ownstack, key, 3)
-    newest = box.output(f"ls {FOLDER}").split()[-1]
-    found = ownstack.json("backup", "--verify", f"{FOLDER}/{newest}", "--identity", key.identity)
-    assert found["opened"]
-    assert found["holds"]["knowledge collections"] == 1
-    assert box.output(f"stat -c '%a %U' {FOLDER}/{newest}") == "600 root"
+    make(ownstack, key)  # brings today's runner
+    with load(box, plan, ownstack) as done:
+        found = sound(box, plan, key, 4)
+    print(f"4 backups, meanwhile {done[-1]}")
+    assert [wrong for one in found for wrong in one.values() if wrong] == []
+    names = box.output(f"ls {FOLDER}").split()
+    assert len(names) == 3
+    assert box.output(f"stat -c '%a %U' {FOLDER}/{names[-1]}") == "600 root"
     assert box.output("find /var/lib/ownstack/qdrant/snapshots -name '*.snapshot'") == ""
     assert box.output("find /var/lib/ownstack/work /dev/shm /run/user -name 'ownstack-*' -o -name 'backup-*'") == ""
 
@@ -261,7 +331,26 @@ def test_backups_of_a_busy_box_are_sound(
 def test_a_hundred_backups_of_a_busy_box_are_sound(
     box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], key: Key
 ) -> None:
-    under_load(box, plan, ownstack, key, 100)
+    about = (
+        "A real box is written to through its own interfaces: chats, runs of a workflow, vectors. Each backup is "
+        "opened again by what made it (SQLite's integrity check, rows, every byte of a snapshot), and compared: it "
+        "holds what was there before it began, and nothing that came after its end. The control copies the live file "
+        "of a database."
+    )
+    with matrix(
+        "backups", "Backups under load", about, ("store", "what was made", "number", "bad", "meanwhile")
+    ) as page:
+        make(ownstack, key)
+        with load(box, plan, ownstack) as done:
+            found = sound(box, plan, key, 100)
+            control = plain_copies(box, plan, 100)
+        for store, what in (("Open WebUI", "chat"), ("n8n", "hook"), ("Qdrant", "vector")):
+            bad = [one[store] for one in found if one[store]]
+            page.add(store, "backup", len(found), len(bad), f"{done[-1][what]} writes")
+        for store, copies in control.items():
+            page.add(store, "control: copy of the live file", len(copies), sum(map(bool, copies)), "the same")
+    assert [wrong for one in found for wrong in one.values() if wrong] == []
+    assert any(map(any, control.values()))
 
 
 def test_no_secret_is_in_the_file_and_a_damaged_one_is_found(
@@ -285,18 +374,68 @@ def test_no_secret_is_in_the_file_and_a_damaged_one_is_found(
     path.unlink()
 
 
-def test_the_timer_makes_them_and_goes_when_it_is_told(box: Host, ownstack: Ownstack, word: str) -> None:
-    ownstack("backup", "--every", "day", "--to", f"{FOLDER}/timed", "--passphrase-file", word)
+def processes_of(box: Host) -> str:
+    return box.output("systemctl show -p MainPID,NRestarts ownstack-qdrant ownstack-open-webui ownstack-n8n")
+
+
+def test_the_timer_makes_and_tries_them_and_goes_when_it_is_told(
+    box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], word: str
+) -> None:
+    assert "no backup was ever tried" in ownstack("status").stdout
+    ownstack("backup", "--every", "day", "--drill", "--to", f"{FOLDER}/timed", "--passphrase-file", word)
     assert "ownstack-backup.timer" in box.output("systemctl list-timers --all --no-legend")
+    before, running = dump(box), processes_of(box)
     box.run("systemctl start ownstack-backup.service")
     (made,) = box.output(f"ls {FOLDER}/timed").split()
-    assert ownstack.json("status")["backup"]["last"]["file"] == f"{FOLDER}/timed/{made}"
+    told = ownstack.json("status")["backup"]
+    assert told["last"]["file"] == f"{FOLDER}/timed/{made}"
     found = ownstack.json("backup", "--verify", f"{FOLDER}/timed/{made}", "--passphrase-file", word)
     assert found["opened"]
+    good = told["restorable"]
+    print(f"tried in {good['seconds']} s: {good['counts']}")
+    assert good["file"] == told["last"]["file"]
+    decrypted = good["counts"].pop("credentials decrypted")
+    assert good["counts"] == found["holds"]
+    assert decrypted == found["holds"]["credentials"] >= 2
+    assert "restorable: the backup of" in ownstack("status").stdout
+    assert processes_of(box) == running, "the box was touched"
+    assert dump(box) == before
+    assert box.output("ls /var/lib/ownstack/scratch; ls /run/systemd/system | grep drill; true") == ""
+    assert box.output("ls /var/lib/ownstack/run /var/lib/ownstack/work | grep -E 'drill|verify-|backup-'; true") == ""
+    box.run("systemctl start ownstack-backup.service")  # a week has not passed
+    assert ownstack.json("status")["backup"]["restorable"]["time"] == good["time"]
     ownstack("backup", "--every", "never")
     assert "ownstack-backup" not in box.output("systemctl list-unit-files --no-legend 'ownstack-backup*'; true")
     assert box.run("ls /etc/ownstack/backup.json /etc/ownstack/secrets/backup_passphrase", check=False).returncode
     assert ownstack.json("plan")["changes"] == []
+
+
+def test_a_backup_with_a_foreign_key_is_sound_to_look_at_and_its_drill_fails(
+    box: Host, ownstack: Ownstack, data: dict[str, Any], key: Key, tmp_path: Path
+) -> None:
+    """What no look at the file can see: n8n's key was replaced, everywhere, and opens nothing that n8n keeps."""
+    made = make(ownstack, key)
+    wrong = "A" * 43
+    with opened(str(on_disk(box, made["file"]))) as held:
+        unlock(held, {"age": age_folder(), "identity_file": key.identity})
+        held.manifest["services"] = ["n8n"]
+        config = base64.b64encode(json.dumps({"encryptionKey": wrong}).encode()).decode()
+        about = {"age": age_folder(), "work": str(tmp_path), "recipients": [key.recipient]}
+        rewritten(
+            held, str(on_disk(box, f"{FOLDER}/foreign.tar")), about, {}, vectors=None,
+            secrets={**held.inside["secrets"], "n8n_encryption_key": wrong}, sealed={"n8n/.n8n/config": config},
+        )  # fmt: skip
+    looked = ownstack.json("backup", "--verify", f"{FOLDER}/foreign.tar", "--identity", key.identity)
+    assert looked["opened"]
+    said = ownstack(
+        "backup", "--verify", f"{FOLDER}/foreign.tar", "--drill", "--identity", key.identity, "--json", check=False
+    )
+    error = json.loads(said.stdout)["error"]
+    assert error["code"] in ("not-restorable", "scratch-not-ready"), error
+    assert "n8n" in error["message"]
+    assert f"failed: {error['message']}" in ownstack("status").stdout
+    assert box.output("ls /var/lib/ownstack/scratch; ls /run/systemd/system | grep drill; true") == ""
+    box.run(f"rm {FOLDER}/foreign.tar")
 
 
 def spoil(box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any]) -> None:
@@ -311,25 +450,138 @@ def spoil(box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any]) -> No
     assert not hook(box, plan).endswith(" 200")
 
 
-def test_what_was_lost_comes_back_on_the_same_box(
-    box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], key: Key
-) -> None:
+@dataclass(frozen=True)
+class Lost:
+    """A backup, what people would miss at that time, and what is there since they made mistakes."""
+
+    made: dict[str, Any]
+    before: dict[str, list[Any]]
+    vectors: dict[str, int]
+    now: dict[str, list[Any]]
+
+    @property
+    def file(self) -> str:
+        return str(self.made["file"])
+
+
+@pytest.fixture(scope="module")
+def lost(box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], key: Key) -> Lost:
     made = make(ownstack, key)
     before, vectors = dump(box), counts(box, plan)
     shutil.copy(on_disk(box, made["file"]), box.folder / "kept.tar")
-    (box.folder / "kept.json").write_text(json.dumps([before, vectors]))
     spoil(box, plan, ownstack, data)
-    assert dump(box) != before
-    inode = box.output("stat -c %i /var/lib/ownstack/open_webui/webui.db")
-    done = ownstack.json("restore", made["file"], "--yes", "--identity", key.identity)
-    print(f"restored in {done['seconds']} s")
-    assert done["holds"] == made["holds"]
-    assert dump(box) == before
+    now = dump(box)
+    assert now != before
+    return Lost(made, before, vectors, now)
+
+
+def works(box: Host, plan: Plan, wanted: bool) -> bool:
+    """Whether the workflow runs; n8n may publish it a moment after its start."""
+    for _ in range(10 if wanted else 1):
+        if hook(box, plan).endswith(" 200"):
+            return True
+        time.sleep(1)
+    return False
+
+
+def nothing_lies_about(box: Host) -> None:
+    assert box.output("ls /var/lib/ownstack | grep restore; ls /etc/ownstack | grep restore; true") == ""
+
+
+def test_a_restore_that_fails_half_way_is_taken_back(
+    box: Host, plan: Plan, ownstack: Ownstack, lost: Lost, key: Key, tmp_path: Path
+) -> None:
+    """The data was exchanged already when Qdrant refuses the vectors: a tar, whole, with right hashes, of nonsense."""
+    vectors = counts(box, plan)
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("no segment of Qdrant")
+    with tarfile.open(tmp_path / "snapshot", "w") as tar:
+        tar.add(nonsense, "nonsense")
+    file = f"{FOLDER}/nonsense.tar"
+    with opened(str(on_disk(box, lost.file))) as held:
+        unlock(held, {"age": age_folder(), "identity_file": key.identity})
+        members = {row["member"]: (tmp_path / "snapshot").read_bytes() for row in held.inside["vectors"]["collections"]}
+        about = {"age": age_folder(), "work": str(tmp_path), "recipients": [key.recipient]}
+        rewritten(held, str(on_disk(box, file)), about, members)
+    said = ownstack("restore", file, "--yes", "--json", "--identity", key.identity, check=False)
+    error = json.loads(said.stdout)["error"]
+    assert error["code"] == "restore-reverted", error
+    assert "Qdrant refused" in error["message"]
+    assert "as it was" in error["hint"]
+    assert dump(box) == lost.now
     assert counts(box, plan) == vectors
+    nothing_lies_about(box)
+    box.run(f"rm {file}")
+
+
+def put_right(ownstack: Ownstack) -> str:
+    """One further run, and what it says."""
+    done = ownstack("up", "--yes", "--no-verify")
+    return done.stdout + done.stderr
+
+
+def test_the_power_goes_in_the_middle_of_a_restore_and_up_puts_back(
+    box: Host, plan: Plan, ownstack: Ownstack, lost: Lost, key: Key
+) -> None:
+    vectors = counts(box, plan)
+    cut(box, ownstack, key.identity, lost.file, "rename 4", hard=True)
+    told = ownstack("status", check=False).stdout + put_right(ownstack)
+    assert re.search("a restore (was|had been) cut off: the box is as it was before it", told), told
+    assert dump(box) == lost.now
+    assert counts(box, plan) == vectors
+    nothing_lies_about(box)
+
+
+# point -> whether the data is that of the backup afterwards
+POINTS = {
+    "extract 9": False, "swap": False, "noted swapping": False,
+    **{f"rename {number}": False for number in (1, 2, 5, 8, 10)},
+    "noted swapped": False, "vectors": False, "models": False, "finish": False, "noted done": True,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_cut_off_at_every_step_one_further_run_converges(
+    box: Host, plan: Plan, ownstack: Ownstack, lost: Lost, key: Key
+) -> None:
+    about = (
+        "`restore` is ended at each of its journal steps: by killing it and what it runs on the host (`kill -9`), or "
+        "by a hard stop of the whole host. One further `up` follows. Then the databases are compared by dumps, and "
+        "vectors by counts."
+    )
+    vectors, found = counts(box, plan), []
+    with matrix(
+        "restore-cut-off", "Restore, cut off", about, ("point", "how", "after one more `up`", "seconds")
+    ) as page:
+        for point, new in POINTS.items():
+            for hard in (False, True):
+                if new and not hard:
+                    continue  # the box changes for good: once is enough
+                began = time.monotonic()
+                cut(box, ownstack, key.identity, lost.file, point, hard)
+                put_right(ownstack)
+                wanted = (lost.before, lost.vectors) if new else (lost.now, vectors)
+                same = (dump(box), counts(box, plan)) == wanted and works(box, plan, new) == new
+                word = ("the backup's data" if new else "the box as before") if same else "DIFFERS"
+                page.add(point, "hard stop" if hard else "kill -9", word, round(time.monotonic() - began))
+                found.append((point, hard, same))
+                nothing_lies_about(box)
+    assert [one for one in found if not one[2]] == []
+
+
+def test_what_was_lost_comes_back_on_the_same_box(
+    box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], lost: Lost, key: Key
+) -> None:
+    inode = box.output("stat -c %i /var/lib/ownstack/open_webui/webui.db")
+    done = ownstack.json("restore", lost.file, "--yes", "--identity", key.identity)
+    print(f"restored in {done['seconds']} s")
+    assert done["holds"] == lost.made["holds"]
+    assert dump(box) == lost.before
+    assert counts(box, plan) == lost.vectors
     assert box.output("stat -c %i /var/lib/ownstack/open_webui/webui.db") != inode
     assert hook(box, plan).endswith(" 200")
     assert found_again(box, plan, ownstack, data["base"])
-    assert box.output("ls /var/lib/ownstack | grep restore; ls /etc/ownstack | grep restore; true") == ""
+    nothing_lies_about(box)
     assert box.output("find /var/lib/ownstack/open_webui ! -user ownstack-open-webui") == ""
     assert box.output("find /var/lib/ownstack/n8n ! -user ownstack-n8n") == ""
     assert ownstack.json("plan")["changes"] == []
@@ -337,9 +589,9 @@ def test_what_was_lost_comes_back_on_the_same_box(
 
 @pytest.mark.slow
 def test_a_bare_machine_becomes_the_box(
-    box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], key: Key, network: Network, mirror: Mirror
-) -> None:
-    before, vectors = json.loads((box.folder / "kept.json").read_text())
+    box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], lost: Lost, key: Key, network: Network,
+    mirror: Mirror,
+) -> None:  # fmt: skip
     with Host(network, "other") as bare:
         bare.boot()
         elsewhere = mirror.ownstack(bare)
@@ -347,8 +599,8 @@ def test_a_bare_machine_becomes_the_box(
         done = elsewhere.json("restore", source, "--yes", "--identity", key.identity)
         print(f"a bare machine, made and restored in {done['seconds']} s")
         assert {check["status"] for check in elsewhere.json("verify")["checks"]} == {"ok"}
-        assert dump(bare) == before
-        assert counts(bare, plan) == vectors
+        assert dump(bare) == lost.before
+        assert counts(bare, plan) == lost.vectors
         assert hook(bare, plan).endswith(" 200")
         assert found_again(bare, plan, elsewhere, data["base"])
         assert sign_in(bare, plan, *ownstack.first_password("open_webui"))[0] == 200
