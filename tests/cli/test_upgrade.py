@@ -56,24 +56,29 @@ def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     return found
 
 
-def steps(box: Box) -> list[str]:
-    """The runner's steps that were really carried out, in order."""
+def carried_out(box: Box) -> list[tuple[str, dict[str, Any]]]:
+    """The runner's steps that were really carried out, with what they were told, in order."""
     found = []
     for command in box.seen.commands:
         match = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
-        if match and '"dry": true' not in command:
-            found.append(match[1])
+        if match and '"dry": true' not in command and match[1] != "dry.steps":
+            text = command[command.index("{") : command.rindex("}") + 1]
+            try:
+                told: dict[str, Any] = json.loads(text.replace("'\"'\"'", "'"))
+            except ValueError:  # a quote within a quoted text
+                told = {}
+            outlives = match[1] == "journal.outlive"
+            found.append((told["step"], told["spec"]) if outlives else (match[1], told))
     return found
+
+
+def steps(box: Box) -> list[str]:
+    return [name for name, _ in carried_out(box)]
 
 
 def specs(box: Box, name: str) -> list[dict[str, Any]]:
     """The specifications with which a step was carried out."""
-    found = []
-    for command in box.seen.commands:
-        if f"{name} --json" in command.replace("'", "") and '"dry": true' not in command:
-            text = command[command.index("{") : command.rindex("}") + 1]
-            found.append(json.loads(text.replace("'\"'\"'", "'")))
-    return found
+    return [told for step, told in carried_out(box) if step == name]
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
