@@ -207,6 +207,19 @@ def test_an_incomplete_mirror_is_named_and_nothing_else_is_asked(spec: dict[str,
     assert seen(spec) == []
 
 
+def test_a_mirror_that_does_not_answer_is_not_called_incomplete(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a package that may be left out: it is there perhaps, and the next run would make another program."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(StepError) as error:
+        install(spec, mirror="http://127.0.0.1:9")
+    assert error.value.code == "fetch-network"
+    with pytest.raises(StepError) as error:
+        npm.bring("http://127.0.0.1:9", "content-v2/sha512/aa", "/nowhere", {"optional": True})
+    assert error.value.code == "fetch-network"
+
+
 @pytest.mark.parametrize("kind", ["folder", "url"])
 def test_a_damaged_mirror_is_named_and_nothing_is_installed(
     spec: dict[str, Any], tmp_path: Path, mirror_url: str, kind: str

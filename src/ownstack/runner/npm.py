@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import fnmatch
 import hashlib
+import http.client
 import json
 import os
 import platform
@@ -233,7 +234,13 @@ def bring(source: str, name: str, target: str, row: dict[str, Any]) -> None:
     path = os.path.join(target, name)
     try:
         data = read_file(source, name)
-    except (OSError, urllib.error.URLError) as error:
+    except OSError as error:
+        if not (isinstance(error, FileNotFoundError) or getattr(error, "code", 0) == 404):
+            raise StepError(
+                f"{source}/{name} cannot be read: {error}",
+                hint="the mirror does not answer as it should; run again",
+                code="fetch-network",
+            ) from error
         if row.get("optional"):
             return
         raise StepError(
@@ -262,9 +269,9 @@ def read_file(source: str, name: str) -> bytes:
                 return bytes(answer.read())
         except urllib.error.HTTPError:
             raise
-        except OSError:
+        except (OSError, http.client.HTTPException) as error:
             if attempt == 3:
-                raise
+                raise OSError(str(error) or type(error).__name__) from error
             time.sleep(attempt)
     raise OSError(f"{source}/{name}")
 
