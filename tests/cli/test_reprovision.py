@@ -84,7 +84,7 @@ def test_a_failed_check_puts_the_earlier_plan_back(
     assert done[-1] == "box.write_manifest forget"
     assert "ollama.prune" not in done
     written = [
-        c for c in box.seen.commands if "box.write_manifest" in c and '"dry": true' not in c and "plan_digest" in c
+        c for c in box.seen.commands if " box.write_manifest " in c and '"dry": true' not in c and "plan_digest" in c
     ]
     assert len(written) == 2
     chat = machines.plan("rtx-4070").model("chat")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sqlite3
 from pathlib import Path
@@ -118,9 +119,7 @@ def test_a_copy_does_not_begin_to_work_by_itself(tmp_path: Path) -> None:
 @pytest.fixture
 def counter(tmp_path: Path) -> dict[str, Any]:
     """A second instance where no systemd is: a small web server in the place of a service."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = 20000 + os.getpid() % 10000  # below those that the system gives to the servers of other tests
     runner = tmp_path / "runner"
     runner.write_text(
         "#!/bin/sh\n"
