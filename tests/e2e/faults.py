@@ -454,7 +454,7 @@ def clock(bench: Bench) -> Iterator[str]:
     bench.run("apt-get -qq -y install --no-install-recommends faketime >/dev/null 2>&1")
     lib = bench.run("find /usr/lib -name 'libfaketime.so.1' | head -n 1")
     bench.run(f"cp /etc/environment /root/environment; printf 'LD_PRELOAD={lib}\\nFAKETIME=+2d\\n' >> /etc/environment")
-    bench.run("rm /etc/ownstack/ollama/server.json")
+    bench.run("rm /var/lib/ownstack/ollama/.ollama/server.json")
     yield bench.run("date +%F") + f" (the caller's: {time.strftime('%F')})"
     bench.run("mv /root/environment /etc/environment")
     bench.run("apt-get -qq -y purge faketime libfaketime >/dev/null 2>&1")

@@ -103,7 +103,7 @@ def test_the_first_up_stands_in_the_journal_step_by_step(box: Host, debian12: Pr
 
 
 def test_two_at_once_the_second_is_told_who_and_since_when(box: Host, ownstack: Ownstack) -> None:
-    box.run("rm /etc/ownstack/ollama/server.json")
+    box.run("rm /var/lib/ownstack/ollama/.ollama/server.json")
     first = started(ownstack, "up", "--yes", "--no-verify", "--json")
     end = time.monotonic() + 60
     while "up" not in box.run("cat /run/ownstack.lock", check=False).stdout:
@@ -123,7 +123,7 @@ def test_two_at_once_the_second_is_told_who_and_since_when(box: Host, ownstack: 
 
 
 def test_one_that_is_killed_holds_nothing_and_its_step_is_named(box: Host, ownstack: Ownstack) -> None:
-    box.run("rm /etc/ownstack/ollama/server.json")
+    box.run("rm /var/lib/ownstack/ollama/.ollama/server.json")
     killed(ownstack, IN_OPERATION, "Ollama: configuration", "up", "--yes", "--no-verify")
     status = ownstack.json("status")
     assert (status["holder"], status["cut_off"]["step"]) == ("", "Ollama: configuration")
@@ -131,7 +131,7 @@ def test_one_that_is_killed_holds_nothing_and_its_step_is_named(box: Host, ownst
     again = ownstack("up", "--yes", "--no-verify")
     assert "'Ollama: configuration': this run goes on from there" in again.stderr
     assert ownstack.json("status")["cut_off"] is None
-    assert box.output("ls /etc/ownstack/ollama/server.json")
+    assert box.output("ls /var/lib/ownstack/ollama/.ollama/server.json")
 
 
 def test_the_power_goes_in_a_restore_and_the_boot_takes_it_back(box: Host, ownstack: Ownstack, tmp_path: Path) -> None:
