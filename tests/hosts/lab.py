@@ -273,7 +273,7 @@ def packages_of_n8n(lab: Lab, say: Callable[[str], None] = print, role: Path = K
             npm.collect(spec, lambda event: say(f"lab: {event.get('what', '')}"))
             (work / "out").rename(folder)
     (lab.mirror / "npm").mkdir(exist_ok=True)
-    run("cp", "-alf", folder / "npm/.", lab.mirror / "npm")
+    run("cp", "-alf", f"{folder}/npm/.", lab.mirror / "npm")
 
 
 def models(lab: Lab, root: Path) -> Registry:

@@ -222,11 +222,15 @@ def from_mirror(lock: Lock, mirror: str, cache: str, emit: Emit) -> None:
         jobs = [
             pool.submit(bring, mirror.rstrip("/") + "/npm", name, target, row) for name, row in sorted(wanted.items())
         ]
-        for job in concurrent.futures.as_completed(jobs):
-            job.result()
-            done += 1
-            if done % 200 == 0:
-                progress(emit, "packages from the mirror (count)", done, len(jobs))
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                job.result()
+                done += 1
+                if done % 200 == 0:
+                    progress(emit, "packages from the mirror (count)", done, len(jobs))
+        except StepError:
+            pool.shutdown(cancel_futures=True)  # the others would be missing too, one after the other
+            raise
 
 
 def bring(source: str, name: str, target: str, row: dict[str, Any]) -> None:
@@ -267,7 +271,8 @@ def read_file(source: str, name: str) -> bytes:
         try:
             with urllib.request.urlopen(f"{source}/{name}", timeout=60) as answer:  # noqa: S310
                 return bytes(answer.read())
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError as error:
+            error.close()  # it is kept as long as what it is the cause of
             raise
         except (OSError, http.client.HTTPException) as error:
             if attempt == 3:
