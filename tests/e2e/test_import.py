@@ -21,7 +21,7 @@ from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_backup import dump
 from tests.e2e.test_open_webui import sign_in, web
 from tests.hosts import Host, Network
-from tests.hosts.kit import Ownstack
+from tests.hosts.kit import Ownstack, own_vectors
 
 activate()
 from roles import n8n, open_webui  # noqa: E402
@@ -76,6 +76,7 @@ assert work.execute("SELECT count(*) FROM config WHERE key = 'rag.embedding_engi
 @pytest.fixture(scope="module")
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
     with debian12.clone(network, "import") as host:
+        own_vectors(host)
         host.run(START)
         yield host
 

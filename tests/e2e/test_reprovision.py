@@ -14,7 +14,7 @@ from ownstack.plan import Plan
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_open_webui import sign_in, step, web
 from tests.hosts import Host, Network
-from tests.hosts.kit import Ownstack, wait_ready
+from tests.hosts.kit import Ownstack, own_vectors
 
 activate()
 from roles import open_webui  # noqa: E402
@@ -27,10 +27,7 @@ OTHER = "snowflake-arctic-embed:22m"
 @pytest.fixture(scope="module")
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
     with debian12.clone(network, "newcard") as host:
-        # a folder of the frozen layer cannot be renamed (overlay without redirects), and Qdrant renames what it deletes
-        own = "cd /var/lib/ownstack/qdrant && cp -a storage own && rm -rf storage && mv own storage"
-        host.run(f"systemctl stop ownstack-qdrant && {own} && systemctl start ownstack-qdrant")
-        wait_ready(host)
+        own_vectors(host)
         yield host
 
 

@@ -87,7 +87,7 @@ def test_wholly_on_the_gpu_then_split_then_on_the_cpu(box: Host, tmp_path: Path)
 def test_the_card_goes_and_comes_back(box: Host) -> None:
     """One transaction each way: the engine's parts change, the models stay, and both ways end verified."""
     restart_with(box, f"mv {MANIFESTS}.away {MANIFESTS}")
-    without = Ownstack(box, toml=TOML.replace("allow_software_gpu = true", "cpu_only = true"))
+    without = Ownstack(box, toml='roles = ["ollama", "models"]\n[hardware]\ncpu_only = true\n')
     gone = without.json("up", "--yes")
     assert gone["change"]["engine"] == {"old": "vulkan", "new": "cpu"}
     assert gone["verify"]["ok"], gone["verify"]

@@ -112,6 +112,14 @@ def wait_ready(box: Host | LocalBox, urls: Sequence[str] = READY, timeout_s: flo
     return time.monotonic() - start
 
 
+def own_vectors(host: Host) -> None:
+    """Qdrant's storage in the clone's own layer: Qdrant renames what it deletes, and a folder of the frozen layer
+    cannot be renamed (overlay without redirects)."""
+    own = "cd /var/lib/ownstack/qdrant && cp -a storage own && rm -rf storage && mv own storage"
+    host.run(f"systemctl stop ownstack-qdrant && {own} && systemctl start ownstack-qdrant")
+    wait_ready(host)
+
+
 def processes(host: Host, prefix: str = "ownstack") -> str:
     """Process ids and start times of the box's services: equal texts mean that nothing was restarted."""
     units = [f"{prefix}-{service}.service" for service in SERVICES]
