@@ -208,7 +208,10 @@ def import_(
     """
     began = time.monotonic()
     settings = read_settings(config_file, sets, host=host)
-    with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
+    with (
+        open_site(settings, sudo_password_file, doing="import") as site,
+        Progress(quiet=as_json) as progress,
+    ):
         take_back(site, progress)
         plan = site.recorded_plan()
         bring_runner(site, plan)

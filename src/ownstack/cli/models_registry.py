@@ -154,7 +154,7 @@ def pull(
     yours: `up --prune` leaves it.
     """
     settings = read_settings(config_file, sets, host=host)
-    with open_site(settings, sudo_password_file) as site:
+    with open_site(settings, sudo_password_file, doing="models pull") as site:
         plan = site.recorded_plan()
         if plan.engine_existing or not plan.has("ollama"):
             raise RunError(
