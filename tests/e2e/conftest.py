@@ -140,9 +140,9 @@ class Provisioned:
     secrets_seen: list[list[str]]
 
     @contextlib.contextmanager
-    def clone(self, network: Network, name: str) -> Iterator[Host]:
+    def clone(self, network: Network, name: str, shared: tuple[Path, ...] = ()) -> Iterator[Host]:
         """The same host once more, its services ready; what is done to it, is done to this clone alone."""
-        with Host(network, name, Options(lower=(self.layer,))) as host:
+        with Host(network, name, Options(lower=(self.layer,), shared=shared)) as host:
             host.boot()
             wait_ready(host)
             yield host

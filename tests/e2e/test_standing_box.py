@@ -1,6 +1,8 @@
 """A box that stands is safe from the tests: the part of the suite that acts on its own machine, run beside one.
 
-The other end-to-end tests act on hosts and overlays of their own, which `test_hosts.py` looks after.
+First the quick ones that do real things as root, then a module of end-to-end tests that starts engines, pulls models
+and ends processes on the machine itself. The others act on hosts and overlays of their own, which `test_hosts.py` looks
+after.
 """
 
 from __future__ import annotations
@@ -11,22 +13,26 @@ from collections.abc import Iterator
 
 import pytest
 
+from ownstack.engine import carry
 from tests.e2e.conftest import Provisioned
 from tests.hosts import Host, Network
-from tests.hosts.kit import CHECKOUT, processes
+from tests.hosts.kit import packed, processes
 
 # real operations, runner steps and commands, as root, on the machine that they run on
 PARTS = (
     *("tests/operations", "tests/plan", "tests/unit/test_box_steps.py", "tests/unit/test_releases.py"),
     *("tests/unit/test_secrets.py", "tests/unit/test_journal.py", "tests/cli/test_commands.py"),
 )
+END_TO_END = "tests/e2e/test_ollama_engine.py"
 # what the services themselves write while they run
 ALIVE = r"-name '*-wal' -o -name '*-shm' -o -name '*.log' -o -path '*/wal/*'"
 
 
 @pytest.fixture(scope="module")
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    with debian12.clone(network, "stands") as host:
+    cached = tuple(carry.cache_root() / name for name in ("builds", "files"))
+    with debian12.clone(network, "stands", cached) as host:
+        subprocess.run([*host.ssh(), "mkdir /root/kit && tar -x -C /root/kit"], input=packed(), check=True)
         yield host
 
 
@@ -47,17 +53,27 @@ def standing(box: Host) -> dict[str, str]:
     }
 
 
-def test_the_suite_beside_it_changes_nothing_of_it(box: Host) -> None:
-    without = [f"--exclude={name}" for name in (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")]
-    tar = subprocess.run(["tar", "-cz", *without, "-C", str(CHECKOUT), "."], capture_output=True, check=True)
-    subprocess.run([*box.ssh(), "mkdir /root/kit && tar -xz -C /root/kit"], input=tar.stdout, check=True)
-    before = standing(box)
-    assert before["processes"].count("ActiveState=active") == 4
-    run = box.run(f"cd /root/kit && ./tests/run --quick {' '.join(PARTS)} 2>&1", check=False)
+def passed(box: Host, command: str) -> int:
+    """How many tests have passed beside the box; not one may fail."""
+    run = box.run(f"cd /root/kit && {command} 2>&1", check=False)
     said = run.stdout[-3000:]
     assert run.returncode == 0, said
-    passed = re.search(r"(\d+) passed", said)
-    assert passed, said
-    assert int(passed[1]) > 100, said
-    print(f"{passed[0]} beside the box")
+    found = re.search(r"(\d+) passed", said)
+    assert found, said
+    print(f"{found[0]} beside the box")
+    return int(found[1])
+
+
+def test_the_suite_beside_it_changes_nothing_of_it(box: Host) -> None:
+    before = standing(box)
+    assert before["processes"].count("ActiveState=active") == 4
+    assert passed(box, f"./tests/run --quick {' '.join(PARTS)}") > 100
+    assert standing(box) == before
+
+
+def test_end_to_end_tests_beside_it_change_nothing_of_it(box: Host) -> None:
+    """With what this machine's cache holds, so that nothing is built there."""
+    before = standing(box)
+    python = f"XDG_CACHE_HOME={carry.cache_root().parent} .venv.dev/bin/python -P -m pytest -q"
+    assert passed(box, f"{python} {END_TO_END}") > 15
     assert standing(box) == before
