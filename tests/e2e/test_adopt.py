@@ -101,7 +101,7 @@ def test_it_is_adopted_with_one_drop_in(box: Host, ownstack: Ownstack, before: s
     plan = ownstack.json("plan")["plan"]
     assert any(text.startswith("adopted: ollama.service, Ollama ") for text in plan["reasons"])
     assert any("is restarted once" in text for text in plan["warnings"]), "said beforehand"
-    done = ownstack.json("up", "--yes")
+    done = ownstack.json("up", "--yes", check=False)  # amber is no green: see below
     said = "\n".join(line for operation in done["operations"] for line in operation.get("said", ()))
     assert f"OLLAMA_HOST of {MINE}/override.conf does not count" in said
     assert f"{MINE}/zz-mine.conf sorts later and wins: OLLAMA_MAX_LOADED_MODELS" in said
