@@ -125,14 +125,14 @@ def full_data(bench: Bench) -> Iterator[str]:
 
 @fault("the folder of the data is read-only", "journal", says="Read-only", quick=True)
 def read_only_data(bench: Bench) -> Iterator[str]:
-    bench.run(f"rm {ETC}/ollama/server.json; mount --bind {VAR} {VAR} && mount -o remount,ro,bind {VAR}")
+    bench.run(f"rm {VAR}/ollama/.ollama/server.json; mount --bind {VAR} {VAR} && mount -o remount,ro,bind {VAR}")
     yield bench.run(f"touch {VAR}/x 2>&1 || true")
     bench.run(f"umount {VAR}")
 
 
 @fault("the folder of the configuration is read-only", "run-failed", says="Read-only")
 def read_only_configuration(bench: Bench) -> Iterator[str]:
-    bench.run(f"rm {ETC}/ollama/server.json; mount --bind {ETC} {ETC} && mount -o remount,ro,bind {ETC}")
+    bench.run(f"rm {VAR}/ollama/.ollama/server.json; mount --bind {ETC} {ETC} && mount -o remount,ro,bind {ETC}")
     yield bench.run(f"touch {ETC}/x 2>&1 || true")
     bench.run(f"umount {ETC}")
 
@@ -163,7 +163,7 @@ def small_tmp(bench: Bench) -> Iterator[str]:
 
 @fault("/tmp is full", "run-failed", says="/tmp|No space")
 def full_tmp(bench: Bench) -> Iterator[str]:
-    bench.run(f"rm {ETC}/ollama/server.json")
+    bench.run(f"rm {VAR}/ollama/.ollama/server.json")
     bench.run("mount -t tmpfs -o size=64k,nr_inodes=20 none /tmp; head -c 1m /dev/zero > /tmp/full || true")
     yield bench.run("df --output=avail /tmp | tail -n 1")
     bench.run("umount /tmp")
@@ -238,9 +238,9 @@ def wrong_bytes(bench: Bench) -> Iterator[str]:
         yield "one bit of the archive is another"
 
 
-@fault("the SSH connection breaks", "unreachable", says="again", quick=True)
+@fault("the SSH connection breaks", "unreachable", says="again")
 def ssh_lost(bench: Bench) -> Iterator[str]:
-    bench.run(f"rm {ETC}/ollama/server.json; systemctl stop ownstack-ollama")
+    bench.run(f"rm {VAR}/ollama/.ollama/server.json; systemctl stop ownstack-ollama")
     # the sshd of this run's connection: the ancestor of the shell that holds the box's lock
     bench.run("cat > /run/cut", data=CUT)
     bench.run("systemd-run --quiet --collect sh /run/cut")
@@ -470,7 +470,7 @@ def time_zone(bench: Bench) -> Iterator[str]:
 @fault("the language of the machine is unknown", "bears")
 def language(bench: Bench) -> Iterator[str]:
     bench.run("cp /etc/default/locale /root/locale; echo LANG=xx_XX.UTF-8 > /etc/default/locale")
-    bench.run(f"rm {ETC}/ollama/server.json")
+    bench.run(f"rm {VAR}/ollama/.ollama/server.json")
     yield bench.run("locale 2>&1 | head -n 1")
     bench.run("mv /root/locale /etc/default/locale")
 

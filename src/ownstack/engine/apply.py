@@ -192,4 +192,8 @@ def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
                 return RunError(f"{name}: {step.message}", hint=step.hint, code=step.code)
         tail = "\n".join((meta.stderr or meta.stdout).splitlines()[-8:])
         return RunError(f"{name}: {tail or 'failed'}", hint="mend the cause and run again: it goes on where it stopped")
+    if not session.alive:  # no operation came to its end, so none has failed
+        return UnreachableError(
+            f"the connection to {session.target} broke", hint="run the same command again: it goes on where it stopped"
+        )
     return RunError(f"the run on {session.target} stopped: {error or 'the host gave no answer'}", hint="run again")
