@@ -350,3 +350,11 @@ def test_what_is_downloaded_beforehand_is_what_releases_take(machine: str) -> No
         assert spec["work"] == downloads["work"]
         assert item["sha256"] in [part["sha256"] for part in spec["parts"]]
         assert item["url"] in [part.get("url") for part in spec["parts"]]
+
+
+def test_a_runner_that_says_nothing_is_made_anew() -> None:
+    """It is damaged: what would be done is not known, and the operation that brings it comes first."""
+    answer, _ = everything_stands(plan(flags={"roles": ["qdrant"]}))
+    with FakeSession(lambda command: [] if "--json" in command else answer(command)) as session:
+        result = preview(session, apply, plan=plan(flags={"roles": ["qdrant"]}))
+    assert {"Base: runner", "Base: secrets", "Qdrant: service"} <= {op.name for op in result.operations if op.changed}

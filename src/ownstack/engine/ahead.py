@@ -16,7 +16,7 @@ from typing import Any
 
 from pyinfra.context import host, state
 
-from .facts import Accounts, PathStates, StepState, StepStates
+from .facts import NOTHING_KNOWN, Accounts, PathStates, StepState, StepStates
 
 # of the specifications that travel in one command; a word of a command may have 128 KiB, and quoting adds to it
 BATCH_BYTES = 48 << 10
@@ -88,8 +88,9 @@ def _answer(gathered: _Gathered) -> None:
     for batch in _batches(by_fact.get(StepState, {})):
         runner = next(iter(batch.values()))["runner"]
         steps = [[arguments["step"], arguments["spec"]] for arguments in batch.values()]
-        found: list[dict[str, Any]] = host.get_fact(StepStates, runner=runner, steps=steps)
-        gathered.answers |= zip(batch, found, strict=True)
+        found: list[dict[str, Any]] | None = host.get_fact(StepStates, runner=runner, steps=steps)
+        # a damaged runner says nothing: an operation before the steps makes it anew
+        gathered.answers |= zip(batch, found or [NOTHING_KNOWN] * len(batch), strict=True)
 
 
 def _record(questions: dict[str, dict[str, Any]]) -> dict[str, Any]:

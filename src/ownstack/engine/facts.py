@@ -56,6 +56,11 @@ class StepState(FactBase[dict[str, Any]]):
     Where the runner is not there yet, everything is still to do.
     """
 
+    @staticmethod
+    def default() -> dict[str, Any]:
+        """What is taken where the runner says nothing at all: it is damaged."""
+        return dict(NOTHING_KNOWN)
+
     def command(self, runner: str, step: str, spec: dict[str, Any]) -> StringCommand:
         dry = step_command(runner, step, {**spec, "dry": True})
         return StringCommand("if", "[", "-x", QuoteString(runner), "]; then", dry, "|| true; else echo; fi")
