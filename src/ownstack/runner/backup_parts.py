@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import hashlib
 import io
 import json
 import os
@@ -256,11 +255,3 @@ def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list
 
 def _plain(path: str) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
-
-
-def sha256_file(path: str) -> str:
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for piece in iter(lambda: stream.read(1 << 20), b""):
-            sha256.update(piece)
-    return sha256.hexdigest()

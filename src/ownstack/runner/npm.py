@@ -20,6 +20,7 @@ from typing import Any
 
 from .artifacts import complete, making, switch
 from .core import Emit, Result, Spec, StepError, heartbeat, progress
+from .fetch import sha256_of
 from .managers import call
 from .python_env import BUNDLES
 
@@ -64,16 +65,11 @@ def install(spec: Spec, emit: Emit) -> Result:
     os.umask(0o022)  # services under accounts of their own read it
     data: dict[str, Any] = {"release": spec["release"]}
     if not held:
-        about = {"name": spec["name"], "version": spec["version"], "sha256": [file_sha256(spec["package_lock"])]}
+        about = {"name": spec["name"], "version": spec["version"], "sha256": [sha256_of(spec["package_lock"])]}
         with making(spec["release"], about) as folder:
             data.update(fill(folder, spec, emit))
     switch(spec["current"], spec["release"])
     return {"changed": True, "data": data}
-
-
-def file_sha256(path: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def fill(folder: str, spec: Spec, emit: Emit) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from . import backup_parts as parts
 from .backup import alone, unlock
 from .backup_file import Reader, opened
 from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_file, write_json
+from .fetch import sha256_of
 from .http import send_file
 from .managers import call, manager
 from .scratch import give
@@ -341,7 +342,7 @@ def load(spec: Spec, about: Any, folder: str, emit: Emit) -> dict[str, int]:
     for row in about["collections"]:
         name, path = row["collection"], os.path.join(folder, row["member"])
         progress(emit, f"vectors of {name}")
-        rule = f"priority=snapshot&wait=true&checksum={parts.sha256_file(path)}"
+        rule = f"priority=snapshot&wait=true&checksum={sha256_of(path)}"
         at = f"{url}/collections/{urllib.parse.quote(name, safe='')}/snapshots/upload?{rule}"
         status, answer = send_file(at, path, headers)
         if status != 200:
