@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+LAST_LINES = 30  # of what a failed end-to-end test says at once
 # what is quick comes first
 PARTS = ("style", "unit", "plan", "operations", "nvml", "cli", "hosts", "e2e")
 
@@ -30,6 +31,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_root)
         if "gpu" in item.keywords and not Path("/dev/nvidiactl").exists():
             item.add_marker(no_gpu)
+
+
+class AtOnce:
+    """An end-to-end test that fails says so when it fails: a run that is cut off has told it too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")  # none in a lane
+        if report.failed and terminal and "/e2e/" in report.nodeid:
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED {report.when} {report.nodeid} after {report.duration:.0f} s")
+            for line in report.longreprtext.splitlines()[-LAST_LINES:]:
+                terminal.write_line(f"    {line}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(AtOnce(config))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

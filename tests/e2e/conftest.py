@@ -1,7 +1,7 @@
 """Real hosts for the end-to-end tests. Everything they make is gone at the end of the run.
 
-They may run in two lanes, file by file (`tests/run --lanes`). The first lane that needs the provisioned host makes it,
-and both clone it.
+They run in two lanes, file by file (in one with `tests/run --one-lane`). The first lane that needs the provisioned
+host makes it, and both clone it.
 """
 
 from __future__ import annotations

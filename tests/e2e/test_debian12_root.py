@@ -22,8 +22,13 @@ PREFIX = "ownstack-"
 
 @pytest.fixture(scope="module")
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    with debian12.clone(network, "life") as host:
+    with debian12.clone(network, "life", (programs(debian12),)) as host:
         yield host
+
+
+def programs(debian12: Provisioned) -> Path:
+    """What the first `up` installed, under the same path on this machine and on the host."""
+    return debian12.layer / "opt/ownstack"
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +153,19 @@ def test_a_folder_that_is_bound_no_more_is_left_alone(box: Host, ownstack: Ownst
     box.run(f"cd /home/tester && rm -r papers private && chmod {home[2]} .")
 
 
-def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack) -> None:
-    """Our accounts are lost meanwhile, and another takes one of their ids; `up` again gives all to the right hands."""
+def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack, debian12: Provisioned) -> None:
+    """Our accounts are lost meanwhile, and another takes one of their ids; `up` again gives all to the right hands.
+
+    The two large programs are laid back as the first `up` made them: to make them once more shows nothing new.
+    """
     email, password = ownstack.first_password("open_webui")
     sign_in = json.dumps({"email": email, "password": password})
     ownstack("down", "--yes")
     assert box.run("systemctl is-active ownstack-n8n", check=False).stdout.strip() != "active"
     assert box.output("ss -Hltn | awk '{print $4}' | grep -c ':22$'") != "0"
+    assert box.output("ls -d /opt/ownstack 2>/dev/null || true") == ""
+    for name in ("n8n", "open_webui"):
+        box.run(f"mkdir -p /opt/ownstack/{name} && cp -a {programs(debian12)}/{name}/releases /opt/ownstack/{name}/")
     ids = "getent passwd | grep ^ownstack | cut -d: -f3 | sort"
     before = box.output(ids).split()
     box.run("for name in $(getent passwd | grep -o '^ownstack[^:]*'); do userdel $name; done")

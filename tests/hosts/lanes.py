@@ -1,6 +1,6 @@
 """What the processes of one test run share: the first that needs it makes it, the others take it over.
 
-End-to-end tests may run in two lanes (`tests/run --lanes`), which are processes of their own, each with its own network
+End-to-end tests run in two lanes, which are processes of their own, each with its own network
 and its own mirror. The provisioned host is made once and frozen, and both clone it.
 """
 
