@@ -285,13 +285,14 @@ def models(lab: Lab, root: Path) -> Registry:
     tables = {artifact["name"]: artifact for path in [KIT / "roles/models/artifacts.toml"] for artifact in table(path)}
     files = {name: carry.obtain(chosen(name, tables[name]["variant"][0]), print) for name in MODELS}
     registry = Registry(root)
-    stop = {"stop": ["<|im_start|>", "<|im_end|>"]}
+    # one thread each: engine threads that wait for each other on busy processors take many times longer
+    one = {"num_thread": 1}
     for kind in ("q8_0", "q4_0"):
-        registry.add(
-            "smollm2", f"135m-{kind}", _quantised(lab, files["smollm2-135m"], kind), template=CHATML, parameters=stop
-        )
-    registry.add("all-minilm", "22m", files["all-minilm"].path)
-    registry.add("snowflake-arctic-embed", "22m", files["all-minilm"].path)
+        weights = _quantised(lab, files["smollm2-135m"], kind)
+        stop = {"stop": ["<|im_start|>", "<|im_end|>"]}
+        registry.add("smollm2", f"135m-{kind}", weights, template=CHATML, parameters={**stop, **one})
+    registry.add("all-minilm", "22m", files["all-minilm"].path, parameters=one)
+    registry.add("snowflake-arctic-embed", "22m", files["all-minilm"].path, parameters=one)
     return registry
 
 

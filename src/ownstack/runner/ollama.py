@@ -47,6 +47,10 @@ def create(spec: Spec, emit: Emit) -> Result:
         body.update({key: spec[key] for key in ("template", "system") if spec.get(key)})
         api.ask(spec["url"], "/api/create", body, f"making the model {spec['tag']}", timeout=1800)
     made = api.state(spec["url"], spec["tag"])
+    if made is not None and made["blob"] != wanted and made["blob"] != (now or {}).get("blob"):
+        # Ollama before 0.34 writes the weights of a file anew (llama-quantize COPY): same numbers, another hash
+        api.tell_source(spec["url"], spec["tag"], spec["sha256"])
+        made = api.state(spec["url"], spec["tag"])
     if made is None or made["blob"] != wanted:
         raise StepError(f"Ollama made {spec['tag']} from other weights than the file given", code="model-digest")
     return {"changed": True, "data": {"needs_file": False, **made}}

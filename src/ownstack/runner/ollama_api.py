@@ -42,6 +42,7 @@ class Name(NamedTuple):
 
 
 DEFAULT_HOST = "registry.ollama.ai"
+MADE_OF = "made by ownstack of the file sha256:"
 LOGS = "`ownstack logs ollama` shows why"
 
 
@@ -190,13 +191,15 @@ def listed(url: str) -> dict[str, Model]:
 def state(url: str, name: str, models: dict[str, Model] | None = None) -> Model | None:
     """A model as the engine has it, or None.
 
-    `digest` of its manifest, `size` in bytes, `blob` (sha256:... of its weights), `num_ctx` (0: not written in).
+    `digest` of its manifest, `size` in bytes, `blob` (sha256:... of its weights, or of the file that an engine which
+    writes weights anew made them of), `num_ctx` (0: not written in).
     """
     found = (listed(url) if models is None else models).get(parse(name).short)
     if found is None:
         return None
     shown = ask(url, "/api/show", {"model": name}, f"looking at {name}")
     source = re.search(r"^FROM \S*sha256[-:]([0-9a-f]{64})", shown.get("modelfile", ""), re.MULTILINE)
+    source = re.search(rf"^{MADE_OF}([0-9a-f]{{64}})$", shown.get("license") or "", re.MULTILINE) or source
     context = re.search(r"^num_ctx\s+(\d+)", shown.get("parameters", ""), re.MULTILINE)
     return {
         **found,
@@ -204,6 +207,12 @@ def state(url: str, name: str, models: dict[str, Model] | None = None) -> Model 
         "num_ctx": int(context[1]) if context else 0,
         "capabilities": shown.get("capabilities", []),
     }
+
+
+def tell_source(url: str, tag: str, digest: str) -> None:
+    """Write into a model of which file its weights were made, as a note in its licence: they have another hash."""
+    body = {"model": tag, "from": tag, "license": MADE_OF + digest, "stream": False}
+    ask(url, "/api/create", body, f"noting where {tag} comes from", timeout=600)
 
 
 def bake(url: str, source: str, tag: str, num_ctx: int) -> None:
