@@ -6,7 +6,7 @@ from ownstack.engine import operations, units
 from ownstack.engine.operations import Account, Directory
 from ownstack.engine.role_tasks import downloads, manifest_values, retire
 from ownstack.kit import data_path
-from ownstack.plan import Plan
+from ownstack.plan import Plan, SecretRef
 from roles import ORDER, roles_of
 from roles.base import NAME, ROLE, files, recovery, schedule
 
@@ -50,7 +50,7 @@ def install(plan: Plan) -> None:
         step_name="secrets.ensure",
         spec={
             "secrets_dir": plan.layout.secrets,
-            "secrets": [secret.model_dump() for secret in plan.secrets],
+            "secrets": [{**secret.model_dump(), "services": _users(plan, secret)} for secret in plan.secrets],
             "active_dir": units.active_dir(plan),
         },
     )
@@ -68,6 +68,16 @@ def programs(plan: Plan) -> None:
     for artifact in plan.role(NAME).artifacts:
         if artifact.kind != "host":
             operations.release(name=f"Base: {artifact.name}", plan=plan, artifact=artifact)
+
+
+def _users(plan: Plan, secret: SecretRef) -> list[str]:
+    """Services that read the secret at their start, from a file of their role."""
+    return [
+        service.name
+        for role in roles_of(plan)
+        if any(secret.mark in file.content for file in role.files(plan))
+        for service in role.services(plan)
+    ]
 
 
 def _accounts(plan: Plan) -> list[Account]:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -311,3 +312,21 @@ def test_a_supervised_service_does_not_start_without_what_it_needs(tmp_path: Pat
     assert done.returncode != 0
     assert "config.yaml is missing: not started" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_service_whose_process_ends_again_and_again_is_not_waited_for(
+    boss: Boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a patience of twenty minutes it is told once it has ended fifteen times."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + 1))
+    monkeypatch.setattr(box, "time", clock)
+    monkeypatch.setattr(box, "request", lambda *given, **named: (0, "refused"))
+    ends = {"active": False, "enabled": True, "state": "activating (auto-restart)", "reload": False, "pid": 0}
+    monkeypatch.setattr(boss, "status", lambda units: [{**ends, "restarts": int(now[0] / 2)} for _ in units])
+    spec = services(tmp_path, "a")
+    spec["services"][0]["timeout"] = 1200
+    with pytest.raises(StepError, match=r"its process ended 1[5-8] times") as caught:
+        box.activate(spec, silent)
+    assert caught.value.code == "not-ready"
+    assert now[0] < 60

@@ -425,6 +425,15 @@ def test_a_taken_port_names_who_holds_it_and_the_setting_that_moves_ours() -> No
     assert error.code == "port-taken"
 
 
+def test_a_box_whose_record_was_moved_aside_is_no_stranger() -> None:
+    """`up` says to move a damaged record aside and to run it again: then the box's own services hold its ports."""
+    unit = "ownstack-qdrant.service"
+    ports = tuple(listening(6333, process="qdrant", pid=9, user=user, unit=unit) for user in ("ownstack-qdrant", ""))
+    for port in ports:
+        assert plan(changed("bare-server", ports=(port,))).has("qdrant")
+    refused(ConfigError, changed("bare-server", ports=(listening(6333, pid=9),)))
+
+
 def test_the_port_that_is_proposed_is_not_one_of_ours() -> None:
     error = refused(ConfigError, changed("bare-server", ports=(listening(5678, process="x"),)))
     assert "[n8n] port = 5680" in error.hint, "5679 is n8n's own broker port"

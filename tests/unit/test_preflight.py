@@ -262,6 +262,15 @@ def test_the_last_event_of_a_step_counts() -> None:
     assert "box.state gave no answer (exit status 127): sh: not found" in caught.value.message
 
 
+def test_why_a_file_cannot_be_written_is_told_in_the_hosts_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Session(Target()) as session:
+        assert session.refusal(f"{tmp_path}/it's new", 5000) == ""
+        assert "nonexistent" in session.refusal(f"{tmp_path}/file/x", 5000)
+        assert session.refusal(f"{tmp_path}/none/x", 5000).startswith(f"{tmp_path}/none/x cannot be written: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left of the attempt"
+
+
 def test_nobody_there_is_unreachable_with_what_to_try() -> None:
     with pytest.raises(UnreachableError) as caught, Session(Target.parse("me@127.0.0.1:1")):
         pass

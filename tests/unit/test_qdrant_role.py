@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from ownstack.engine import units
 from ownstack.plan import Plan
+from ownstack.runner import qdrant as steps
+from ownstack.runner.core import StepError
 from ownstack.verify.runner import run_check
 from roles import qdrant
 from roles.qdrant.checks import checks
@@ -88,3 +92,14 @@ def test_a_missing_file_and_another_version_fail() -> None:
     assert verdict("qdrant-config", exists=False) == ("failed", "/etc/ownstack/qdrant/config.yaml is missing")
     assert verdict("qdrant-version")[0] == "ok"
     assert verdict("qdrant-version", {"version": "1.0.0"})[0] == "failed"
+
+
+def test_a_store_that_says_nothing_is_told_after_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qdrant_api_key", "qdrant_read_only_key"):
+        (tmp_path / name).write_text("k\n")
+    monkeypatch.setattr(steps, "PATIENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections as a stopped process does
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(StepError, match="does not answer: timed out") as caught:
+            steps.probe({"url": url, "secrets_dir": str(tmp_path)}, lambda event: None)
+    assert "restart qdrant" in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -167,3 +168,34 @@ def test_no_event_of_the_steps_holds_a_value(
     for path in folder.iterdir():
         assert path.read_text().strip() not in told.out + told.err
     assert (folder / "key").read_text().strip() in (tmp_path / "config").read_text()
+
+
+def test_only_services_that_read_a_lost_secret_start_anew(folder: Path, tmp_path: Path) -> None:
+    active = tmp_path / "active"
+    active.mkdir()
+    for name in ("reader", "other"):
+        (active / name).touch()
+    wanted = [{**WANTED[0], "services": ["reader", "never_ran"]}, {**WANTED[1], "services": ["other"]}]
+    told = {"secrets_dir": str(folder), "secrets": wanted, "active_dir": str(active)}
+    (folder / "salt").write_text("1\n")
+    secrets.ensure({**told, "dry": True}, silent)
+    assert len(list(active.iterdir())) == 2
+    assert secrets.ensure(told, silent)["data"]["made"] == ["key"]
+    assert [path.name for path in active.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EROFS, "read-only"), (errno.ENOSPC, "disk-full"), (errno.EPERM, "not-permitted")]
+)
+def test_what_the_machine_refuses_is_no_fault_of_ours(
+    number: int, code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(spec: Any, emit: Any) -> Any:
+        raise OSError(number, os.strerror(number), "/there")
+
+    monkeypatch.setattr(entry, "find", lambda name: refused)
+    assert entry.main(["secrets.ensure", "--json", "{}"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["event"], told["code"]) == ("error", code)
+    assert "'/there'" in told["message"]
+    assert "run again" in told["hint"]

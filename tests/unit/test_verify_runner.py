@@ -61,3 +61,22 @@ def test_a_red_check_stays_red_where_the_watch_did_nothing(monkeypatch: pytest.M
 def test_without_a_watch_or_a_runner_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verified(Box(), monkeypatch, "cpu", remedy=True) == (["failed"], 1)
     assert verified(Box(broken=True), monkeypatch, "cuda", remedy=True) == (["failed"], 1)
+
+
+def test_a_question_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that hangs lets each question wait to its end."""
+    asked: list[str] = []
+
+    def refuse(name: str, spec: dict[str, Any], looking: bool = False) -> dict[str, Any]:
+        asked.append(name)
+        raise RunError("Qdrant does not answer", hint="restart it")
+
+    def check(context: Context) -> Outcome:
+        return Outcome.ok(str(context.step("qdrant.probe")))
+
+    box = Box()
+    monkeypatch.setattr(box, "step", refuse)
+    monkeypatch.setattr(runner, "all_checks", lambda made: [Check("one", "", check), Check("two", "", check)])
+    report = runner.verify(plan(engine="cpu"), box)  # type: ignore[arg-type]
+    assert asked == ["qdrant.probe"]
+    assert [(r.outcome.status, r.hint) for r in report.results] == [("failed", "restart it")] * 2

@@ -115,7 +115,7 @@ def check_ports(report: HardwareReport, plan: Plan, state: BoxState) -> None:
     for role in plan.roles:
         for key, number in role.ports.items():
             port = taken.get(number)
-            if port is None or (state.stands and _ours(port, plan, mine)):
+            if port is None or (_ours(port, plan, mine) if state.stands else _named_ours(port, plan)):
                 continue
             hint = f"set `[{role.name}] {key} = {free_port(number, used)}`, or stop what holds the port"
             theirs = "ollama" in f"{port.process} {port.unit}" or (
@@ -129,8 +129,13 @@ def check_ports(report: HardwareReport, plan: Plan, state: BoxState) -> None:
 
 
 def _ours(port: Port, plan: Plan, mine: set[int]) -> bool:
+    return port.pid in mine or _named_ours(port, plan) or not port.process
+
+
+def _named_ours(port: Port, plan: Plan) -> bool:
+    """The box may stand although its record is gone: moved aside because it was damaged."""
     prefix = f"{plan.layout.prefix}-"
-    return port.pid in mine or port.user.startswith(prefix) or port.unit.startswith(prefix) or not port.process
+    return port.user.startswith(prefix) or port.unit.startswith(prefix)
 
 
 def describe_port(port: Port) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from gevent import get_hub  # type: ignore[import-untyped]
 from gevent.hub import Hub  # type: ignore[import-untyped]
+from paramiko import SSHException
+from pyinfra.api.command import FileUploadCommand
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
@@ -95,6 +98,10 @@ def prepared(session: Session, deploy: Callable[..., Any], **arguments: Any) -> 
         yield order_of(session)
     except PyinfraError as error:
         raise _failure(session, error) from error
+    except (OSError, EOFError, SSHException) as error:
+        if getattr(error, "filename", None):  # a file of the caller's own
+            raise
+        raise _cut(session, str(error)) from error
     finally:
         ctx_state.reset()
         ctx_host.reset()
@@ -126,8 +133,6 @@ def execute(session: Session, deploy: Callable[..., Any], listen: Listen, **argu
         try:
             with session.events(), ctx_state.use(session.state):
                 run_ops(session.state)
-        except (OSError, EOFError) as error:
-            raise UnreachableError(f"the connection to {session.target} broke: {error}", hint="run again") from error
         finally:
             _collect(session, names, result)
         if session.host not in session.state.active_hosts:
@@ -181,19 +186,38 @@ def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
             continue
         name = _name(session, op_hash)
         if not session.alive:
-            return UnreachableError(
-                f"the connection to {session.target} broke during: {name}",
-                hint="run the same command again: it goes on where it stopped",
-            )
+            return _cut(session, f"during: {name}")
         try:
             read_result(name, 1, meta.stdout, meta.stderr)
         except RunError as step:
             if step.code != "run-failed":
                 return RunError(f"{name}: {step.message}", hint=step.hint, code=step.code)
-        tail = "\n".join((meta.stderr or meta.stdout).splitlines()[-8:])
-        return RunError(f"{name}: {tail or 'failed'}", hint="mend the cause and run again: it goes on where it stopped")
-    if not session.alive:  # no operation came to its end, so none has failed
-        return UnreachableError(
-            f"the connection to {session.target} broke", hint="run the same command again: it goes on where it stopped"
+        tail = _not_uploaded(session, meta) or "\n".join((meta.stderr or meta.stdout).splitlines()[-8:])
+        return RunError(
+            f"{name}: {tail or 'failed'}",
+            hint="mend the cause and run again: it goes on where it stopped",
+            code="disk-full" if "No space left" in tail else None,
         )
+    if not session.alive:  # no operation came to its end, so none has failed
+        return _cut(session)
     return RunError(f"the run on {session.target} stopped: {error or 'the host gave no answer'}", hint="run again")
+
+
+def _cut(session: Session, how: str = "") -> UnreachableError:
+    return UnreachableError(
+        f"the connection to {session.target} broke{f' ({how})' if how else ''}",
+        hint="run the same command again: it goes on where it stopped",
+    )
+
+
+def _not_uploaded(session: Session, meta: Any) -> str:
+    """Why the host took no file, where that is what failed."""
+    command = (meta._commands or [None])[-1]
+    if not isinstance(command, FileUploadCommand):
+        return ""
+    size = os.path.getsize(command.src) if isinstance(command.src, str) else len(command.src.getbuffer())
+    if session.rights()["_sudo"]:  # goes first to the folder for temporary files, as the login user
+        why = session.refusal(str(command.remote_temp_filename), size, root=False)
+        if why:
+            return why
+    return session.refusal(command.dest, size)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 MARK = "__ownstack_rc="
+MOST_BEGUN = 64 << 20  # bytes that are written to see whether a host takes a file
 # pyinfra would carry a sudo password in the command line; ours is read from a file by this askpass,
 # and pyinfra is given a word without meaning.
 PLACEHOLDER = "see-askpass"
@@ -281,7 +282,8 @@ class Session:
             try:
                 sent = self.host.put_file(source, temporary, **self._arguments(None))
             except (OSError, PyinfraError) as error:
-                raise RunError(f"cannot write {path} on {self.target}: {error}") from error
+                why = self.refusal(temporary, data.stat().st_size if isinstance(data, Path) else len(data))
+                raise RunError(f"cannot write {path} on {self.target}: {why or error}") from error
             if not sent:
                 raise RunError(f"cannot write {path} on {self.target}")
         command = StringCommand(
@@ -290,6 +292,18 @@ class Session:
         rc, _, err = self.command(command)
         if rc != 0:
             raise RunError(f"cannot write {path} on {self.target}: {err.strip()}")
+
+    def refusal(self, path: str, size: int, root: bool | None = None) -> str:
+        """Why a file that was not taken cannot be written, in the host's own words; empty where it can.
+
+        It is begun there once more, for SFTP says "Failure" and nothing else.
+        """
+        word = QuoteString(path)
+        begun = StringCommand("head", "-c", str(min(size, MOST_BEGUN)), "/dev/zero >", word)
+        rc, _, err = self.command(
+            StringCommand("LC_ALL=C; export LC_ALL;", begun, "; rc=$?; rm -f", word, "; (exit $rc)"), root=root
+        )
+        return f"{path} cannot be written: {err.strip()}" if rc != 0 else ""
 
     # -- runner steps ----------------------------------------------------------------------------
 

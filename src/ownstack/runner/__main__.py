@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -17,6 +18,17 @@ MODULES = (
 )  # fmt: skip
 # a pull resolves the steps that it runs at its end when it runs them
 UNRESOLVED = ("ollama.pull", "ollama.pull_start")
+AGAIN = "then run again: it goes on where it stopped"
+FORBIDDEN = "let this account write there (`ls -ld`, `lsattr -d` and `mount` show what forbids it)"
+# what the machine refuses, wherever in a step: no fault of ours. Error number -> code, and what its owner has to do
+REFUSED = {
+    errno.ENOSPC: ("disk-full", "free disk space"),
+    errno.EDQUOT: ("disk-full", "free disk space, or raise the quota"),
+    errno.EROFS: ("read-only", "make the folder writable"),
+    errno.EACCES: ("not-permitted", FORBIDDEN),
+    errno.EPERM: ("not-permitted", FORBIDDEN),
+    errno.EIO: ("disk-error", "the disk may be failing: `journalctl -k` says more"),
+}
 
 
 def emit(event: Event) -> None:
@@ -45,6 +57,10 @@ def run(step: str, spec: dict[str, Any], out: Emit) -> int:
     except StepError as error:
         out({"event": "error", "code": error.code, "message": error.message, "hint": error.hint})
     except Exception as error:
+        refused = REFUSED.get(error.errno or 0) if isinstance(error, OSError) else None
+        if refused is not None:
+            out({"event": "error", "code": refused[0], "message": f"{step}: {error}", "hint": f"{refused[1]}, {AGAIN}"})
+            return 1
         last = traceback.extract_tb(error.__traceback__)[-1]
         out(
             {

@@ -62,11 +62,16 @@ def activate(spec: Spec, emit: Emit) -> Result:
     return {"changed": True, "data": {"started": started}}
 
 
+# how often a process may end before nobody waits for it any longer: with systemd's pauses some forty seconds
+ENDS = 15
+
+
 def wait_service(boss: Any, service: Spec, emit: Emit) -> float:
     """Wait until the service's own address answers 200; stop early when its process is gone for good."""
     began = time.monotonic()
     told = began
-    give_up = service.get("give_up", 0)  # how often its process may end before nobody waits any longer; 0: never
+    give_up = service.get("give_up", ENDS)
+    ends = 0
     while time.monotonic() - began < service["timeout"]:
         status, _ = request("GET", service["ready"], timeout=5)
         if status == 200 and boss.status([service["unit"]])[0]["active"]:
@@ -75,11 +80,13 @@ def wait_service(boss: Any, service: Spec, emit: Emit) -> float:
             told = time.monotonic()
             progress(emit, f"waiting for {service['name']} ({int(told - began)} s)")
             state = boss.status([service["unit"]])[0]
-            if state["state"].startswith(("failed", "fatal")) or 0 < give_up <= state["restarts"]:
+            ends = state["restarts"]
+            if state["state"].startswith(("failed", "fatal")) or give_up <= ends:
                 break
         time.sleep(0.2)
     raise StepError(
-        f"{service['name']} did not become ready in {int(time.monotonic() - began)} s",
+        f"{service['name']} did not become ready in {int(time.monotonic() - began)} s"
+        + (f": its process ended {ends} times" if ends else ""),
         hint=f"`ownstack logs {service['name']}` shows why",
         code="not-ready",
     )

@@ -159,7 +159,7 @@ def points(spec: Spec) -> int:
     """Points in all collections of Open WebUI in Qdrant, counted exactly. spec: qdrant {url, secret, prefix}."""
     about = spec["qdrant"]
     headers = {"api-key": read_secret(spec["secrets_dir"], about["secret"])}
-    status, answer = request("GET", about["url"] + "/collections", headers=headers)
+    status, answer = request("GET", about["url"] + "/collections", headers=headers, timeout=10)
     if status != 200:
         raise StepError(f"Qdrant answered {status} to the list of its collections", hint="`ownstack logs qdrant`")
     total = 0

@@ -6,6 +6,9 @@ from .core import Emit, Result, Spec, StepError
 from .http import request
 from .secrets import read_secret
 
+# a process that hangs takes connections and says nothing: `verify` asks it several times
+PATIENCE_S = 10
+
 
 def _headers(spec: Spec, name: str) -> dict[str, str]:
     return {"api-key": read_secret(spec["secrets_dir"], name)}
@@ -15,7 +18,9 @@ def probe(spec: Spec, emit: Emit) -> Result:
     """How Qdrant answers with no key, the read-only key and the key. spec: url, secrets_dir."""
     url = spec["url"]
     full, reader = _headers(spec, "qdrant_api_key"), _headers(spec, "qdrant_read_only_key")
-    status, about = request("GET", f"{url}/", headers=full)
+    status, about = request("GET", f"{url}/", headers=full, timeout=PATIENCE_S)
+    if not status:
+        raise StepError(f"Qdrant does not answer: {about}", hint="`ownstack restart qdrant`; `ownstack logs qdrant`")
     return {
         "changed": False,
         "data": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets as random
@@ -56,15 +57,17 @@ def make(kind: str, length: int) -> str:
 def ensure(spec: Spec, emit: Emit) -> Result:
     """Make the secrets that do not exist yet; never touch one that does.
 
-    spec: secrets_dir, secrets, and active_dir: services that run with a secret that was lost are to start anew.
+    spec: secrets_dir, secrets: [{name, kind, length, services}], and active_dir: services that run with a secret that
+    was lost are to start anew.
     """
     folder = spec["secrets_dir"]
     made = []
     missing = [s for s in spec["secrets"] if not has_secret(folder, s["name"])]
     if missing and not spec.get("dry"):
         marks = spec.get("active_dir", "")
-        for name in os.listdir(marks) if marks and os.path.isdir(marks) else []:
-            os.unlink(os.path.join(marks, name))
+        for name in {name for secret in missing for name in secret.get("services", ())}:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(marks, name))
         for secret in missing:
             write_secret(folder, secret["name"], make(secret["kind"], secret["length"]))
             made.append(secret["name"])

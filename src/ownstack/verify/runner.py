@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError
+from ..errors import OwnstackError, RunError
 from ..plan import Plan
 from .check import Check, Outcome
 
@@ -28,18 +28,24 @@ class LiveContext:
         self.plan = plan
         self.session = session
         self.host = testinfra_host(session)
-        self._kept: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, dict[str, Any] | RunError] = {}
 
     def forget(self) -> None:
         """Ask everything anew from here on."""
         self._kept.clear()
 
     def step(self, name: str, **spec: Any) -> dict[str, Any]:
-        """Run a runner step; the same question is asked once in a run."""
+        """Run a runner step; the same question is asked once in a run, also one that fails: it may have waited long."""
         key = f"{name} {sorted(spec.items())!r}"
         if key not in self._kept:
-            self._kept[key] = self.session.step(name, spec, looking=True)
-        return self._kept[key]
+            try:
+                self._kept[key] = self.session.step(name, spec, looking=True)
+            except RunError as error:
+                self._kept[key] = error
+        found = self._kept[key]
+        if isinstance(found, RunError):
+            raise found
+        return found
 
 
 @dataclass(frozen=True)
