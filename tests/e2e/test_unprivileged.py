@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -100,10 +101,33 @@ def test_purge_leaves_nothing(box: Host, ownstack: Ownstack) -> None:
     assert box.output("ss -Hltn | awk '{print $4}' | grep -v ':22$' || true") == ""
 
 
+def small(box: Host, ownstack: Ownstack) -> Ownstack:
+    """A box of one service."""
+    return Ownstack(box, user="tester", variables=ownstack.variables, toml=f'roles = ["qdrant"]\n{ownstack.toml}')
+
+
 def test_the_user_can_install_a_service_too(box: Host, ownstack: Ownstack, mirror: Mirror) -> None:
     before = len(mirror.files.asked)
-    alone = Ownstack(box, user="tester", variables=ownstack.variables, toml=f'roles = ["qdrant"]\n{ownstack.toml}')
+    alone = small(box, ownstack)
     result = alone.json("up", "--yes")
     assert result["verify"]["ok"]
     assert any("/qdrant/" in one.path for one in mirror.files.asked[before:])
     alone("down", "--purge", "--yes")
+
+
+@pytest.mark.slow
+def test_without_linger_it_is_said_and_the_services_come_and_go_with_the_user(box: Host, ownstack: Ownstack) -> None:
+    box.run("loginctl disable-linger tester")
+    alone = small(box, ownstack)
+    try:
+        assert alone.json("up", "--yes")["verify"]["ok"]
+        assert "`loginctl enable-linger` changes that" in alone("plan").stdout
+        end = time.monotonic() + 60  # ten seconds after the last session systemd ends what is the user's
+        while box.output(f"systemctl is-active user@{UNPRIVILEGED} || true") != "inactive":
+            assert time.monotonic() < end, "the user's services go on"
+            time.sleep(0.5)
+        assert box.output("ss -Hltn 'sport = 6333'") == ""
+        assert alone.json("up", "--yes")["verify"]["ok"]
+    finally:
+        alone("down", "--purge", "--yes")
+        box.run("loginctl enable-linger tester")

@@ -215,7 +215,7 @@ def _not_uploaded(session: Session, meta: Any) -> str:
     command = (meta._commands or [None])[-1]
     if not isinstance(command, FileUploadCommand):
         return ""
-    size = os.path.getsize(command.src) if isinstance(command.src, str) else len(command.src.getbuffer())
+    size = os.path.getsize(command.src) if isinstance(command.src, str) else command.src.seek(0, os.SEEK_END)
     if session.rights()["_sudo"]:  # goes first to the folder for temporary files, as the login user
         why = session.refusal(str(command.remote_temp_filename), size, root=False)
         if why:
