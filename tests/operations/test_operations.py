@@ -199,6 +199,16 @@ def test_a_step_that_has_nothing_to_do_is_no_change(session: Session, with_runne
     assert json.loads((tmp_path / "manifest.json").read_text()) == spec["values"]
 
 
+def test_an_upload_that_fails_says_why_in_the_hosts_words(session: Session, plan: Plan, tmp_path: Path) -> None:
+    path = f"{tmp_path}/there is none/file"
+    action = lambda: operations.config_files(name="c", wanted=[ConfigFile(path=path, content="1\n")])  # noqa: E731
+    with pytest.raises(RunError) as caught:
+        run(session, plan, action)
+    assert f"{path}.part cannot be written: " in caught.value.message
+    assert "nonexistent" in caught.value.message
+    assert "run again" in caught.value.hint
+
+
 def test_a_step_that_fails_says_why_in_its_own_words(session: Session, with_runner: Plan, tmp_path: Path) -> None:
     plan = with_runner
     spec = role_tasks.secret_spec(plan, [ConfigFile(path=f"{tmp_path}/x", content="@@secret:never_made@@")])
