@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import sys
 import traceback
 from typing import Any
 
-from .core import Emit, Event, StepError
+from .core import Emit, Event, StepError, refused
 from .served import resolve
 
 MODULES = (
@@ -18,17 +17,6 @@ MODULES = (
 )  # fmt: skip
 # a pull resolves the steps that it runs at its end when it runs them
 UNRESOLVED = ("ollama.pull", "ollama.pull_start")
-AGAIN = "then run again: it goes on where it stopped"
-FORBIDDEN = "let this account write there (`ls -ld`, `lsattr -d` and `mount` show what forbids it)"
-# what the machine refuses, wherever in a step: no fault of ours. Error number -> code, and what its owner has to do
-REFUSED = {
-    errno.ENOSPC: ("disk-full", "free disk space"),
-    errno.EDQUOT: ("disk-full", "free disk space, or raise the quota"),
-    errno.EROFS: ("read-only", "make the folder writable"),
-    errno.EACCES: ("not-permitted", FORBIDDEN),
-    errno.EPERM: ("not-permitted", FORBIDDEN),
-    errno.EIO: ("disk-error", "the disk may be failing: `journalctl -k` says more"),
-}
 
 
 def emit(event: Event) -> None:
@@ -55,21 +43,15 @@ def run(step: str, spec: dict[str, Any], out: Emit) -> int:
         out({"event": "result", "changed": bool(result.get("changed")), "data": result.get("data", {})})
         return 0
     except StepError as error:
-        out({"event": "error", "code": error.code, "message": error.message, "hint": error.hint})
+        told = error
     except Exception as error:
-        refused = REFUSED.get(error.errno or 0) if isinstance(error, OSError) else None
-        if refused is not None:
-            out({"event": "error", "code": refused[0], "message": f"{step}: {error}", "hint": f"{refused[1]}, {AGAIN}"})
-            return 1
         last = traceback.extract_tb(error.__traceback__)[-1]
-        out(
-            {
-                "event": "error",
-                "code": "bug",
-                "message": f"{step}: {type(error).__name__}: {error} ({last.name}:{last.lineno})",
-                "hint": "this is a fault of ownstack: please report it",
-            }
+        told = refused(step, error) or StepError(
+            f"{step}: {type(error).__name__}: {error} ({last.name}:{last.lineno})",
+            hint="this is a fault of ownstack: please report it",
+            code="bug",
         )
+    out({"event": "error", "code": told.code, "message": told.message, "hint": told.hint})
     return 1
 
 

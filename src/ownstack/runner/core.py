@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -23,6 +24,25 @@ class StepError(Exception):
     def __init__(self, message: str, *, hint: str = "", code: str = "step-failed") -> None:
         super().__init__(message)
         self.message, self.hint, self.code = message, hint, code
+
+
+AGAIN = "then run again: it goes on where it stopped"
+FORBIDDEN = "let this account write there (`ls -ld`, `lsattr -d` and `mount` show what forbids it)"
+# what the machine refuses, wherever in a step: no fault of ours. Error number -> code, and what its owner has to do
+REFUSED = {
+    errno.ENOSPC: ("disk-full", "free disk space"),
+    errno.EDQUOT: ("disk-full", "free disk space, or raise the quota"),
+    errno.EROFS: ("read-only", "make the folder writable"),
+    errno.EACCES: ("not-permitted", FORBIDDEN),
+    errno.EPERM: ("not-permitted", FORBIDDEN),
+    errno.EIO: ("disk-error", "the disk may be failing: `journalctl -k` says more"),
+}
+
+
+def refused(what: str, error: BaseException) -> StepError | None:
+    """An error that the machine's owner has to mend, as one that says so; None for all others."""
+    code, hint = REFUSED.get(error.errno or 0, ("", "")) if isinstance(error, OSError) else ("", "")
+    return StepError(f"{what}: {error}", hint=f"{hint}, {AGAIN}", code=code) if code else None
 
 
 def progress(emit: Emit, what: str, done: int = 0, total: int | None = None) -> None:

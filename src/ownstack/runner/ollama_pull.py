@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from . import core
 from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, ids, progress, read_json, sync_folder, write_file, write_json
 from .detached import alive, born, launch, stop_unit
@@ -110,7 +111,10 @@ def pull(spec: Spec, emit: Emit) -> Result:
         journal.set(status="failed", error={"code": error.code, "message": error.message, "hint": error.hint})
         raise
     except Exception as error:
-        journal.set(status="failed", error={"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": ""})
+        told = core.refused(f"the pull of {spec['tag']}", error) or StepError(
+            f"{type(error).__name__}: {error}", code="bug"
+        )
+        journal.set(status="failed", error={"code": told.code, "message": told.message, "hint": told.hint})
         raise
     journal.set(status="done", what="", eta_s=0)
     return {"changed": True, "data": {"model": spec["tag"], "digest": found["digest"], "blob": found["blob"]}}
