@@ -62,8 +62,8 @@ def activate(spec: Spec, emit: Emit) -> Result:
     return {"changed": True, "data": {"started": started}}
 
 
-# how often a process may end before nobody waits for it any longer: with systemd's pauses some forty seconds
-ENDS = 15
+# how often a process may end before nobody waits for it any longer: with systemd's pauses half a minute
+ENDS = 10
 
 
 def wait_service(boss: Any, service: Spec, emit: Emit) -> float:
