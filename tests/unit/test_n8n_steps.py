@@ -77,6 +77,23 @@ def test_preflight_refuses_another_key_and_never_shows_one(spec: dict[str, Any],
         assert secret not in error.value.message + error.value.hint
 
 
+def test_preflight_says_where_a_lost_key_still_is(spec: dict[str, Any]) -> None:
+    """A new one, which `up` would make, could decrypt nothing."""
+    data_folder(spec, KEY)
+    (Path(spec["secrets_dir"]) / "n8n_encryption_key").unlink()
+    with pytest.raises(StepError, match="n8n_encryption_key is gone") as error:
+        run(n8n.preflight, spec)
+    assert error.value.code == "n8n-key"
+    assert f"{spec['data']}/.n8n/config" in error.value.hint
+
+
+def test_preflight_without_key_and_without_data(spec: dict[str, Any]) -> None:
+    (Path(spec["secrets_dir"]) / "n8n_encryption_key").unlink()
+    with pytest.raises(StepError) as error:
+        run(n8n.preflight, spec)
+    assert error.value.code == "secret-missing"
+
+
 def test_preflight_refuses_damaged_settings_of_n8n(spec: dict[str, Any]) -> None:
     data_folder(spec, None)
     (Path(spec["data"]) / ".n8n" / "config").write_text("{")

@@ -55,7 +55,7 @@ def preflight(spec: Spec, emit: Emit) -> Result:
 
     spec: secrets_dir, data (n8n's data folder), state (the kit's record, which holds the first key's fingerprint).
     """
-    mine = fingerprint(read_secret(spec["secrets_dir"], KEY))
+    mine = fingerprint(read_secret(spec["secrets_dir"], KEY)) if has_secret(spec["secrets_dir"], KEY) else ""
     config = os.path.join(spec["data"], ".n8n", "config")
     database = os.path.join(spec["data"], ".n8n", "database.sqlite")
     used = (read_json(config) or {}).get("encryptionKey") if os.path.exists(config) else None
@@ -68,12 +68,13 @@ def preflight(spec: Spec, emit: Emit) -> Result:
         )
     if theirs and theirs != mine:
         raise StepError(
-            f"n8n's data was made with the encryption key {theirs}, but the secret {KEY} is {mine}: n8n was not "
-            "started, because no stored credential could be decrypted",
+            f"n8n's data was made with the encryption key {theirs}, but the secret {KEY} is {mine or 'gone'}: n8n was "
+            "not started, because no stored credential could be decrypted",
             hint=f"put the right key back into {os.path.join(spec['secrets_dir'], KEY)} (from a backup; the data "
             f"folder's own copy is in {config}), then run `ownstack up`",
             code="n8n-key",
         )
+    mine = mine or fingerprint(read_secret(spec["secrets_dir"], KEY))  # says that it is missing
     return {"changed": False, "data": {"key_fingerprint": mine, "data": bool(theirs)}}
 
 
