@@ -426,6 +426,29 @@ def test_going_back_may_be_cut_off_anywhere_and_ends_the_same(
     assert points >= 5
 
 
+def test_a_copy_that_was_half_removed_is_not_put_back_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where data lies on another disk its copy is put back by copying, and removed afterwards."""
+    monkeypatch.setattr(snapshots_data, "one_disk", lambda copy, place: False)
+    real = snapshots_data._remove
+    before = box.content()
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+
+    def half(path: str) -> None:
+        if "/snapshots/" in path:
+            os.unlink(os.path.join(path, ".n8n/database.sqlite"))
+            raise Cut
+        real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots_data, "_remove", half)
+        with pytest.raises(Cut):
+            snapshots.revert(box.place(), silent)
+    assert box.status() == "taken"
+    assert snapshots.revert(box.place(), silent)["data"]["reverted"]
+    assert kept(box.content()) == before
+
+
 def test_taking_may_be_cut_off_anywhere_and_changed_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = 0
     for limit in range(60):

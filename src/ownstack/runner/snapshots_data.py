@@ -168,7 +168,10 @@ def put_item(item: dict[str, Any], keep: bool) -> None:
         copy_folder(copy, place)
         os.sync()
         if not keep:
-            _remove(copy)
+            gone = f"{copy}.gone"
+            os.rename(copy, gone)  # half of it must not be taken for the whole by whoever puts back again
+            sync_folder(os.path.dirname(copy))
+            _remove(gone)
         return
     _remove(place)
     _rename(copy, place)
