@@ -159,6 +159,20 @@ def test_a_journal_that_cannot_be_written_stops_the_run_but_not_down(session: Se
     leaving.close()
 
 
+def test_it_hides_no_error_of_a_step_and_hinders_no_way_back(
+    session: Session, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that an upgrade has filled."""
+    Path(layout.var).write_text("a file where the folder should be")
+    answer = {"event": "error", "message": "its own words", "code": "not-ready"}
+    monkeypatch.setattr(Session, "command", lambda *words, **more: (1, json.dumps(answer), ""))
+    session.held = Hold(session, layout, "upgrade")
+    for name, code in (("snapshots.revert", "not-ready"), ("restore.revert", "not-ready"), ("box.activate", "journal")):
+        with pytest.raises(OwnstackError) as caught:
+            session.step(name, {})
+        assert caught.value.code == code
+
+
 def test_it_stays_bounded(session: Session, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hold, "MOST", 2000)
     monkeypatch.setattr(hold, "KEPT", 1000)

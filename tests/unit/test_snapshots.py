@@ -310,9 +310,9 @@ def test_a_disk_that_fills_up_while_copying(small_disk: Path, monkeypatch: pytes
         snapshots.take(box.spec(), silent)
     assert caught.value.code == "disk-full"
     assert box.status() == "taking"
+    assert not (box.var / "snapshots").exists(), "the journal may need the space"
     snapshots.revert(box.place(), silent)
     assert files() == before
-    assert not (box.var / "snapshots").exists()
 
 
 def test_a_disk_that_a_migration_filled_is_no_hindrance_to_going_back(

@@ -79,7 +79,8 @@ def _journal(session: Session, names: dict[str, str]) -> type[BaseStateCallback]
             state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
         ) -> None:
             if session.alive:
-                session.note("failed", names.get(op_hash, ""))
+                with contextlib.suppress(RunError):  # the operation's own error is told
+                    session.note("failed", names.get(op_hash, ""))
 
     return Journal
 

@@ -44,6 +44,8 @@ READING = frozenset(
         "qdrant.of",
     )
 )  # fmt: skip
+# steps that put back what was there: a journal that cannot be written, on a full disk say, keeps nobody from it
+BACK = frozenset(("restore.revert", "snapshots.revert"))
 
 
 @dataclass(frozen=True)
@@ -317,18 +319,26 @@ class Session:
         command = step_command(self.layout_runner, name, spec)
         noted = not (looking or name in READING or spec.get("dry"))
         if noted:
-            self.note("begin", name)
+            self._told("begin", name)
         with self.events():
             rc, out, err = self.command(command, timeout=timeout, print_output=True)
         try:
             result = read_result(name, rc, out, err)
         except RunError as error:
             if noted:
-                self.note("failed", name, code=error.code)
+                self._told("failed", name, code=error.code)
             raise
         if noted:
-            self.note("end", name, changed=bool(result["changed"]))
+            self._told("end", name, changed=bool(result["changed"]))
         return result["data"]  # type: ignore[no-any-return]
+
+    def _told(self, event: str, name: str, **more: Any) -> None:
+        """A step's line in the journal. One that cannot be written hides no error of a step and no way back."""
+        try:
+            self.note(event, name, **more)
+        except RunError:
+            if event != "failed" and name not in BACK:
+                raise
 
     @contextlib.contextmanager
     def events(self) -> Iterator[None]:

@@ -113,7 +113,7 @@ def take(spec: Spec, emit: Emit) -> Result:
             **spec["about"], "plan": spec["plan"], "items": items, "records": spec["records"],
             "secrets": spec["secrets"], "links": _links(spec), "configuration": spec["configuration"],
         }  # fmt: skip
-        with room(folder):
+        with room(folder), _whole(folder):
             os.makedirs(os.path.join(folder, "data"), 0o700)
             going = {key: value for key, value in about.items() if key != "plan"}
             write_json(spec["state"], {**going, "status": "taking", "time": time.time(), "units": spec["units"]})
@@ -131,6 +131,17 @@ def take(spec: Spec, emit: Emit) -> Result:
             sync_folder(os.path.dirname(folder))
         _note(spec, "taken", counts=before)
     return {"changed": True, "data": {"folder": folder, "bytes": about["bytes"], "counts": before}}
+
+
+@contextlib.contextmanager
+def _whole(folder: str) -> Iterator[None]:
+    """What was copied goes at once where the rest fails: the way back, and the word about it, may need its space."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):
+            _drop(folder)
+        raise
 
 
 def _item(folder: str, item: Spec) -> dict[str, Any]:
