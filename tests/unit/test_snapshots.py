@@ -603,3 +603,22 @@ def test_a_copy_for_a_rehearsal_is_whole_while_it_is_written_to(box: Box) -> Non
             assert not (copy / ".n8n/database.sqlite-wal").exists()
     assert (copy / ".n8n/config").read_text() == (box.flow / ".n8n/config").read_text()
     assert (copy / ".n8n/database.sqlite").stat().st_mode == path.stat().st_mode
+
+
+def test_a_copy_for_a_rehearsal_bears_a_file_that_goes_meanwhile(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SQLite's journals do."""
+    (item,) = box.spec()["items"]
+    copy = box.folder / "rehearsal/n8n"
+    copy.parent.mkdir()
+    real, tries = snapshots_rehearsal.copy_folder, []
+
+    def first_fails(source: str, target: str) -> None:
+        tries.append(source)
+        if len(tries) == 1:
+            raise StepError("cp: cannot stat 'database.sqlite-journal': No such file or directory")
+        real(source, target)
+
+    monkeypatch.setattr(snapshots_rehearsal, "copy_folder", first_fails)
+    snapshots_rehearsal.copy_live(item, str(copy))
+    assert len(tries) == 2
+    assert (copy / ".n8n/config").read_text() == (box.flow / ".n8n/config").read_text()

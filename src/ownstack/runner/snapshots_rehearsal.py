@@ -7,7 +7,7 @@ from typing import Any
 
 from . import backup_parts as parts
 from . import scratch
-from .core import Emit, Result, Spec, progress
+from .core import Emit, Result, Spec, StepError, progress
 from .restore import _remove
 from .secrets import has_secret, read_secret, write_secret
 from .snapshots_counts import database_counts, key_of
@@ -40,8 +40,14 @@ def rehearsal(spec: Spec, emit: Emit) -> Result:
 
 def copy_live(item: Spec, folder: str) -> None:
     """Copy the data of a service that writes to it; databases by SQLite's own means."""
-    _remove(folder)
-    copy_folder(item["place"], folder)
+    for last in (False, False, True):
+        _remove(folder)
+        try:
+            copy_folder(item["place"], folder)
+            break
+        except StepError:  # a file went, as SQLite's journals do, between being listed and being read
+            if last:
+                raise
     for name in item["databases"]:
         source, target = os.path.join(item["place"], name), os.path.join(folder, name)
         if os.path.exists(source):
