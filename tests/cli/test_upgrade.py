@@ -86,7 +86,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: RunError) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: Exception) -> None:
     """Let one step of the runner fail."""
     real = Session.step
 
@@ -179,7 +179,7 @@ def test_all_of_them_one_after_the_other(box: Box, capsys: pytest.CaptureFixture
     }
 
 
-@pytest.mark.parametrize("fault", ["check", "counts", "start", "key"])
+@pytest.mark.parametrize("fault", ["check", "counts", "start", "key", "bug"])
 def test_what_fails_puts_program_and_data_back(
     fault: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +192,8 @@ def test_what_fails_puts_program_and_data_back(
         failing(monkeypatch, "box.activate", RunError("n8n did not become ready in 9 s", code="not-ready"))
     if fault == "key":
         failing(monkeypatch, "n8n.preflight", RunError("another key", code="n8n-key"))
+    if fault == "bug":
+        failing(monkeypatch, "n8n.preflight", KeyError("never thought of"))
     assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
     error = told(capsys)["error"]
     assert error["code"] == "upgrade-reverted"
@@ -200,6 +202,7 @@ def test_what_fails_puts_program_and_data_back(
         "counts": "3 workflows, now 2",
         "start": "did not become ready",
         "key": "another key",
+        "bug": "a fault of ownstack (KeyError: 'never thought of')",
     }
     assert words[fault] in error["message"]
     assert error["hint"] == "the box runs as before, with its own programs and data"

@@ -118,6 +118,8 @@ class Change:
             raise self.take_back(error.message, error) from error
         except KeyboardInterrupt as error:
             raise self.take_back("it was interrupted") from error
+        except Exception as error:  # a fault of ours leaves no box between two versions
+            raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
         done = self.step("snapshots.commit", upgrades.place(self.plan))
         return {
             "service": self.role, **self.about(), "snapshot": taken.get("folder", ""), "bytes": taken.get("bytes", 0),
