@@ -16,7 +16,7 @@ from ownstack.plan import Plan
 from tests.e2e import cut_off
 from tests.e2e.bad_updates import Case, script
 from tests.e2e.conftest import Mirror
-from tests.e2e.older_box import Older, differing, plan_of, state, versions, works
+from tests.e2e.older_box import Older, State, differing, plan_of, state, versions, works
 from tests.e2e.test_backup import counts, dump
 from tests.e2e.test_open_webui import sign_in, web
 from tests.hosts import Host, Network, older
@@ -45,6 +45,12 @@ def ownstack(box: Host, mirror: Mirror) -> Ownstack:
 @pytest.fixture(scope="module")
 def plan(box: Host) -> Plan:
     return plan_of(box)
+
+
+@pytest.fixture(scope="module")
+def before_upgrade() -> State:
+    """What the box held before all three moved, once they have."""
+    return {}
 
 
 def test_a_box_that_was_started_again_holds_the_same(
@@ -83,10 +89,11 @@ def test_a_bad_update_is_taken_back_by_itself(
     case = Case(box, mirror.lab, tmp_path, mirror.lab.kit)
     case.archive("ollama", "0.34.3", script("lib/ollama/llama-server", "#!/bin/sh\nexit 1\n"))
     bad = replace(ownstack, variables={"OWNSTACK_KIT": str(case.kit)})
+    before = state(box, plan)
     done = bad("upgrade", "ollama", "--yes", "--json", check=False)
     assert done.returncode == 1, done.stdout
     assert json.loads(done.stdout)["error"]["code"] == "upgrade-reverted"
-    assert differing(older_box.state, state(box, plan)) == set()
+    assert differing(before, state(box, plan)) == set()
     assert versions(box).items() >= older.VERSIONS.items()
     assert works(box, plan, ownstack, older_box.data) == []
 
@@ -95,16 +102,18 @@ def test_one_that_was_killed_is_put_back_by_the_next_up(
     box: Host, plan: Plan, ownstack: Ownstack, older_box: Older
 ) -> None:
     """Killed while the new Open WebUI changes its data."""
+    before = state(box, plan)
     assert cut_off.when(box, ownstack, "taken", 4, "upgrade", "open_webui", "--yes", "--no-rehearse") == -9
     ownstack.json("up", "--yes", "--no-verify")
     assert cut_off.status(box) == "reverted"
-    assert differing(older_box.state, state(box, plan)) == set()
+    assert differing(before, state(box, plan)) == set()
     assert works(box, plan, ownstack, older_box.data) == []
 
 
 def test_upgrade_moves_all_three_and_everything_is_there(
-    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older
+    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older, before_upgrade: State
 ) -> None:
+    before_upgrade.update(state(box, plan))
     before = dump(box), counts(box, plan)
     done = ownstack.json("upgrade", "--yes")
     print(f"upgraded in {done['seconds']} s: {[(row['service'], row['down_seconds']) for row in done['done']]}")
@@ -126,7 +135,7 @@ def test_a_second_upgrade_changes_nothing(box: Host, ownstack: Ownstack) -> None
 
 
 def test_rollback_puts_programs_and_data_back_and_says_what_goes(
-    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older
+    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older, before_upgrade: State
 ) -> None:
     _, token = sign_in(box, plan, *ownstack.first_password("open_webui"))
     web(box, plan, "POST", "/api/v1/chats/new", {"chat": {"title": "since then", "messages": []}}, token)
@@ -136,5 +145,5 @@ def test_rollback_puts_programs_and_data_back_and_says_what_goes(
     done = ownstack.json("rollback", "--yes")
     print(f"rolled back in {done['seconds']} s")
     assert versions(box).items() >= older.VERSIONS.items()
-    assert differing(older_box.state, state(box, plan)) == set()
+    assert differing(before_upgrade, state(box, plan)) == set()
     assert works(box, plan, ownstack, older_box.data) == []
