@@ -162,18 +162,20 @@ class Case:
 
     def small_disk(self, spare_mib: int) -> None:
         """The data on a disk of its own with so much free space."""
-        size = int(self.box.output("du -sm /var/lib/ownstack").split()[0]) + spare_mib
+        # bound, not moved: what lies below a shared mount cannot be
         self.box.run(
-            "systemctl stop 'ownstack-*' && mkdir /run/small && "
-            f"mount -t tmpfs -o size={size}m,mode=755 small /run/small && cp -a /var/lib/ownstack/. /run/small/ && "
-            "mount --move /run/small /var/lib/ownstack"
+            "systemctl stop 'ownstack-*' && mkdir /run/small && mount -t tmpfs -o mode=755 small /run/small && "
+            "cp -a /var/lib/ownstack/. /run/small/ && mount --bind /run/small /var/lib/ownstack"
         )
+        used = int(self.box.output("df --output=used -m /run/small").split()[-1])
+        self.box.run(f"mount -o remount,size={used + spare_mib}m /run/small")
         self.box.run("systemctl start ownstack-qdrant ownstack-ollama ownstack-open-webui ownstack-n8n")
         wait_ready(self.box)
 
     def filled(self, status: str) -> None:
         """The disk has enough space until the upgrade is that far, and then none."""
-        self.small_disk(600)
+        kept = self.box.output("du -sm /var/lib/ownstack/open_webui /var/lib/ownstack/qdrant").splitlines()
+        self.small_disk(200 + 3 * sum(int(line.split()[0]) for line in kept))
         self.meanwhile(FILLER.replace("WHEN", status))
 
 

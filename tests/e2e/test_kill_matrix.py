@@ -37,7 +37,7 @@ def page() -> Iterator[results.Matrix]:
         "the owner's is as it was. `tests/e2e/test_kill_matrix.py`."
     )
     made = results.Matrix(
-        "kills", "Kill -9 at every step", about, ("run", "step", "power gone too", "named by `status`")
+        "kills", "Kill -9 at every step", about, ("run", "step", "power gone too", "the journal's last line")
     )
     yield made
     if len(made.rows) > 40:
@@ -102,6 +102,8 @@ def test_at_every_step_of_a_change_of_models(
         names = steps(box)
     with debian12.clone(network, "kills-models") as box:
         ownstack = mirror.ownstack(box)
+        qdrant(box, "PUT", "/collections/mine", MINE)
+        qdrant(box, "PUT", "/collections/mine/points?wait=true", POINT)
         before = owners(box, ownstack)
         through(box, ownstack, names, words, page, "change of models")
         done = ownstack.json("up", "--yes", "--pin", f"chat={SMALL}")
