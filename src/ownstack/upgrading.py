@@ -312,4 +312,7 @@ def since(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         more = number - then.get("vectors", {}).get(name, 0)
         if more > 0:
             found.append(f"{more} vectors in {name}")
+    for name, digest in sorted(now.get("models", {}).items()):
+        if then.get("models", {}).get(name) != digest:
+            found.append(f"the model {name}")
     return found

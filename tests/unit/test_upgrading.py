@@ -258,3 +258,5 @@ def test_what_was_made_since_is_named() -> None:
     now = {"tables": {"open_webui": {"accounts": 3, "chats": 5}}, "vectors": {"notes": 41, "new": 2}}
     assert since(BEFORE, now) == ["1 accounts of open_webui", "2 vectors in new", "1 vectors in notes"]
     assert since(BEFORE, BEFORE) == []
+    models = {"a:1b": "x", "mine:latest": "y"}
+    assert since(BEFORE, {**BEFORE, "models": models}) == ["the model mine:latest"]
