@@ -21,7 +21,9 @@ from .disk import weigh
 from .managers import manager
 from .restore import _remove
 from .snapshots_counts import counts
-from .snapshots_data import HINT, copy_folder, copy_small, n8n_key, opened, put_all, put_configuration, room
+from .snapshots_data import (
+    FULL, HINT, copy_folder, copy_small, n8n_key, opened, put_configuration, put_data, put_programs, room,
+)  # fmt: skip
 from .snapshots_rehearsal import rehearsal
 
 PENDING = ("taking", "taken", "passed")
@@ -192,15 +194,34 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if now["status"] == "taking":
             _drop(folder)  # first: a disk that it filled has no space for the word
         else:
-            put_all(spec, folder, now, keep=False)
-            put_configuration(folder, now["configuration"])
-            old = os.path.join(folder, os.path.basename(spec["manifest"]))
-            if os.path.exists(old):
-                os.replace(old, spec["manifest"])
-                sync_folder(spec["var"])
+            _put_back(spec, folder, now)
         _note(spec, "reverted")
         _drop(folder)
     return {"changed": True, "data": {"reverted": True, "begun": now["status"] == "taken", **_told(now)}}
+
+
+def _put_back(spec: Spec, folder: str, now: dict[str, Any]) -> None:
+    """Programs, then data. Cut off in between, only the earlier program can start, and only on data that the next
+    `revert` replaces: a newer one would change data that was put back already, and that has no copy any more.
+    """
+    try:
+        _put_programs(spec, folder, now)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        put_data(now, keep=False)  # what the newer program filled the disk with goes
+        _put_programs(spec, folder, now)
+    put_data(now, keep=False)
+
+
+def _put_programs(spec: Spec, folder: str, now: dict[str, Any]) -> None:
+    put_programs(spec, folder, now)
+    put_configuration(folder, now["configuration"])
+    old = os.path.join(folder, os.path.basename(spec["manifest"]))
+    if os.path.exists(old):
+        os.replace(old, spec["manifest"])
+        sync_folder(spec["var"])
+    os.sync()
 
 
 def _told(about: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +271,8 @@ def put(spec: Spec, emit: Emit) -> Result:
                 )
         progress(emit, "putting back the data of the snapshot")
         with room(folder):
-            put_all(spec, folder, about, keep=True, leave=spec.get("leave", ()))
+            put_programs(spec, folder, about, spec.get("leave", ()))
+            put_data(about, keep=True, leave=spec.get("leave", ()))
     return {"changed": True}
 
 

@@ -20,6 +20,7 @@ from .secrets import NAME, read_secret, write_secret
 from .snapshots_counts import N8N_DATABASE, database_counts
 
 HINT = "nothing was changed; the service runs on as before"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def room(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise StepError(
             f"no space left for the snapshot in {folder}", hint=f"free space and run again; {HINT}", code="disk-full"
@@ -125,21 +126,26 @@ def n8n_key(secrets_dir: str, data: str, record: str) -> None:
         preflight({"secrets_dir": secrets_dir, "data": data, "state": record}, lambda event: None)
 
 
-def put_all(spec: Spec, folder: str, about: dict[str, Any], keep: bool, leave: Any = ()) -> None:
-    """Data, records, secrets and links of a snapshot in their places. `keep`: the snapshot stays as it is."""
-    for item in about["items"]:
-        if item["name"] not in leave:
-            put_item(item, keep)
+def put_programs(spec: Spec, folder: str, about: dict[str, Any], leave: Any = ()) -> None:
+    """Links, records and secrets of a snapshot in their places, and on the disk. The snapshot stays as it is."""
+    for name, target in about["links"].items():
+        base = os.path.join(spec["opt"], name)
+        if os.path.isdir(os.path.join(base, target)):  # what is gone, whoever puts back makes anew
+            switch(os.path.join(base, "current"), os.path.join(base, target))
     for name in about["records"]:
         put_file(os.path.join(folder, name), os.path.join(spec["var"], name))
     kept = os.path.join(folder, "secrets")
     beginnings = [name for name in about["secrets"] if name.rstrip("_") not in leave]
     for name in secret_names(kept, beginnings):
         write_secret(spec["secrets_dir"], name, read_secret(kept, name))
-    for name, target in about["links"].items():
-        base = os.path.join(spec["opt"], name)
-        if os.path.isdir(os.path.join(base, target)):  # what is gone, whoever puts back makes anew
-            switch(os.path.join(base, "current"), os.path.join(base, target))
+    os.sync()
+
+
+def put_data(about: dict[str, Any], keep: bool, leave: Any = ()) -> None:
+    """Data of a snapshot in its places. `keep`: the snapshot stays as it is."""
+    for item in about["items"]:
+        if item["name"] not in leave:
+            put_item(item, keep)
     os.sync()
 
 
