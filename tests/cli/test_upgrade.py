@@ -402,6 +402,34 @@ def test_snapshots_are_shown_and_can_be_discarded(
     assert specs(box, "snapshots.drop")[0]["ids"] == ["one"]
 
 
+def test_what_lies_aside_is_named_and_can_be_discarded(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/var/lib/ownstack/snapshots/old.replaced/n8n"
+    about = {"role": "n8n", "kind": "upgrade", "from": {"n8n": "2.40.7"}, "to": {"n8n": "2.41.1"}}
+    before = machines.box(machines.plan())
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
+    answer = {"reverted": True, "begun": True, "replaced": [path]}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", answer)
+    assert run(["up", "--yes"]) == 0
+    assert f"what was there since is kept in {path} (`ownstack rollback --discard`" in capsys.readouterr().err
+    box.state = before
+    row = {"id": "old", **about, "created": time.time(), "paths": [path], "bytes": 2**20}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [], "replaced": [row]})
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "kept aside (`ownstack rollback --discard n8n` removes it): n8n, replaced 20" in said
+    assert f"when its upgrade was put back: 1 MiB, {path}" in said
+    assert run(["rollback", "--yes", "--json"]) == 1, "it is no way back"
+    assert told(capsys)["error"]["code"] == "no-snapshot"
+    assert run(["rollback", "--discard", "ollama", "--yes", "--json"]) == 0
+    assert told(capsys)["data"]["replaced"] == []
+    assert run(["rollback", "--discard", "n8n", "--yes", "--json"]) == 0
+    assert [one["paths"] for one in told(capsys)["data"]["replaced"]] == [[path]]
+    assert [spec["ids"] for spec in specs(box, "snapshots.drop")] == [["old"]]
+
+
 def test_status_says_what_is_newer(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status"]) == 0
     assert f"n8n 2.40.7 to {LOCK['n8n']}" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import snapshots, snapshots_data, snapshots_rehearsal
+from ownstack.runner import snapshots, snapshots_aside, snapshots_data, snapshots_rehearsal
 from ownstack.runner.core import Event, StepError
 from ownstack.runner.n8n import fingerprint
 from ownstack.runner.snapshots_counts import counts, database_counts
@@ -100,6 +100,12 @@ class Box:
 
     def status(self) -> str:
         return str(json.loads((self.var / "run/upgrade.json").read_text())["status"])
+
+    def days_later(self) -> None:
+        """Whoever upgraded died, and the box goes on with the newer version."""
+        path = self.var / "run/upgrade.json"
+        state = json.loads(path.read_text())
+        path.write_text(json.dumps({**state, "time": state["time"] - 7 * 86400}))
 
     def content(self) -> dict[str, str]:
         """All that people would miss: rows, bytes, modes, links."""
@@ -377,6 +383,7 @@ class Cut(BaseException):
 TOUCHING = {
     snapshots_data: ("_remove", "_rename", "copy_folder", "put_file", "switch", "write_secret", "empty"),
     snapshots: ("_remove", "copy_folder", "_drop"),
+    snapshots_aside: ("_move", "write_json", "sync_folder"),
 }
 
 
@@ -436,6 +443,145 @@ def test_going_back_may_be_cut_off_anywhere_and_ends_the_same(
     else:
         pytest.fail("it never came to its end")
     assert points >= 5
+
+
+def beside(box: Box) -> list[str]:
+    """The files that only the newer version writes, where they lie now."""
+    return sorted(str(path.relative_to(box.folder)) for path in box.folder.rglob("left-by-the-new-one"))
+
+
+@pytest.mark.parametrize("role", ["n8n", "open_webui"])
+def test_what_people_have_worked_with_lies_aside_wherever_it_is_cut_off(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = 0
+    for limit in range(60):
+        box = Box(tmp_path / str(limit))
+        before = box.content()
+        snapshots.take(box.spec(role), silent)
+        box.changed_by_the_new_version(role)
+        box.days_later()
+        with monkeypatch.context() as patched:
+            cut_at(patched, limit)
+            try:
+                done = snapshots.revert(box.place(), silent)["data"]
+            except Cut:
+                points += 1
+                done = {}
+        if box.status() == "taken":
+            done = snapshots.revert(box.place(), silent)["data"]
+        assert kept(box.content()) == before, limit
+        (row,) = snapshots.held(box.place(), silent)["data"]["replaced"]
+        database = "n8n/.n8n/database.sqlite" if role == "n8n" else "open_webui/webui.db"
+        with contextlib.closing(sqlite3.connect(box.var / "snapshots/first.replaced" / database)) as opened:
+            assert opened.execute("SELECT count(*) FROM migrated").fetchone() == (0,), limit
+        assert len(beside(box)) == 1, limit
+        if done:
+            assert done["replaced"] == row["paths"]
+        if not points or limit >= points:
+            break
+    else:
+        pytest.fail("it never came to its end")
+    assert points >= 8
+
+
+def test_what_lies_aside_is_told_and_dropped_on_demand(box: Box) -> None:
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    box.days_later()
+    told = snapshots.recover(box.place(), silent)
+    (row,) = snapshots.held(box.place(), silent)["data"]["replaced"]
+    assert told.endswith(f"as they were before it; what was there since is kept in {row['paths'][0]}")
+    assert (row["role"], row["kind"], row["to"], row["bytes"] > 1000) == ("n8n", "upgrade", {"n8n": "3"}, True)
+    snapshots.take(box.spec(identity="second"), silent)
+    snapshots.commit(box.place(), silent)
+    assert len(beside(box)) == 1, "a further upgrade leaves it where it is"
+    dropped = snapshots.drop({**box.place(), "ids": ["first"]}, silent)["data"]["removed"]
+    assert dropped == row["paths"]
+    assert beside(box) == []
+    assert snapshots.held(box.place(), silent)["data"]["replaced"] == []
+    assert len(snapshots.held(box.place(), silent)["data"]["snapshots"]) == 1
+
+
+def test_a_second_one_never_takes_the_place_of_the_first(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off after it was set aside; then the service started, and people came in once more."""
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    box.days_later()
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots, "_put_back", lambda *words: (_ for _ in ()).throw(Cut))
+        with pytest.raises(Cut):
+            snapshots.revert(box.place(), silent)
+    assert not box.flow.exists()
+    box.flow.mkdir()
+    (box.flow / "made since").write_text("x")
+    assert snapshots.revert(box.place(), silent)["data"]["reverted"]
+    (row,) = snapshots.held(box.place(), silent)["data"]["replaced"]
+    assert [sorted(os.listdir(path)) for path in row["paths"]] == [[".n8n"], ["made since"]]
+
+
+def test_where_it_cannot_be_kept_aside_nothing_is_put_back(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots.take(box.spec("open_webui"), silent)
+    box.changed_by_the_new_version("open_webui")
+    box.days_later()
+    after = box.content()
+    real = snapshots_aside._move
+
+    def second_fails(place: str, path: str) -> None:
+        if place.endswith("qdrant"):
+            raise OSError(28, "No space left on device")
+        real(place, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots_aside, "_move", second_fails)
+        with pytest.raises(StepError, match="cannot be kept aside") as caught:
+            snapshots.revert(box.place(), silent)
+    assert caught.value.code == "disk-full"
+    assert box.content() == after
+    assert box.status() == "taken"
+    assert snapshots.revert(box.place(), silent)["data"]["reverted"]
+
+
+def test_a_run_that_takes_back_what_filled_the_disk_keeps_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration may take longer than people need to come in; the earlier version needs its space."""
+    before = box.content()
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    box.days_later()
+    full = shutil.disk_usage(box.var)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert snapshots.revert(box.place(id="first"), silent)["data"]["replaced"] == []
+    assert beside(box) == []
+    assert kept(box.content()) == before
+
+
+@pytest.mark.parametrize("how", ["mounted", "linked"])
+def test_on_a_disk_of_its_own_it_lies_beside(how: str, small_disk: Path, tmp_path: Path) -> None:
+    box = Box(tmp_path / "box")
+    data = small_disk / "n8n"
+    shutil.copytree(box.flow, data)
+    shutil.rmtree(box.flow)
+    if how == "linked":
+        box.flow.symlink_to(data)
+    else:
+        box.flow.mkdir()
+        subprocess.run(["mount", "--bind", str(data), str(box.flow)], check=True)
+    try:
+        before = box.content()
+        snapshots.take(box.spec(), silent)
+        box.changed_by_the_new_version()
+        box.days_later()
+        (path,) = snapshots.revert(box.place(), silent)["data"]["replaced"]
+        assert path == str(
+            small_disk / "n8n.replaced-first" if how == "linked" else box.var / "snapshots/first.replaced/n8n"
+        )
+        assert (Path(path) / ".n8n/left-by-the-new-one").exists()
+        assert kept(box.content()) == before
+        snapshots.drop({**box.place(), "ids": ["first"]}, silent)
+        assert not Path(path).exists()
+        assert not (box.var / "snapshots").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(box.flow)], check=how == "mounted")
 
 
 def test_a_copy_that_was_half_removed_is_not_put_back_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

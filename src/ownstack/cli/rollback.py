@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from .upgrade_run import Change
 
 
-def snapshots(site: Site, plan: Plan) -> list[dict[str, Any]]:
-    """The snapshots of a box, oldest first; none where it is older than snapshots are."""
+def held(site: Site, plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """`snapshots` of a box and what is `replaced`, oldest first; none where it is older than snapshots are."""
     try:
         found = site.session.step("snapshots.held", {"var": plan.layout.var})
     except RunError:
-        return []
-    rows: list[dict[str, Any]] = found.get("snapshots", [])
-    return rows
+        found = {}
+    return {name: found.get(name, []) for name in ("snapshots", "replaced")}
 
 
 def told(row: dict[str, Any]) -> str:
@@ -35,6 +34,14 @@ def told(row: dict[str, Any]) -> str:
 
     made = datetime.datetime.fromtimestamp(row["created"])
     return f"{row['role']} as of {made:%Y-%m-%d %H:%M}, before {words(row)}: {size(row['bytes'])}, {row['folder']}"
+
+
+def told_replaced(row: dict[str, Any]) -> str:
+    """One line on what lies aside."""
+    made = datetime.datetime.fromtimestamp(row["created"])
+    what = "way back" if row["kind"] == "rollback" else "upgrade"
+    where = ", ".join(row["paths"])
+    return f"{row['role']}, replaced {made:%Y-%m-%d %H:%M} when its {what} was put back: {size(row['bytes'])}, {where}"
 
 
 def public(row: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def chosen(site: Site, plan: Plan, service: str) -> list[dict[str, Any]]:
     from ..upgrading import role_named
 
     wanted = role_named(plan, service) if service else ""
-    rows = [row for row in snapshots(site, plan) if not wanted or row["role"] == wanted]
+    rows = [row for row in held(site, plan)["snapshots"] if not wanted or row["role"] == wanted]
     if not rows:
         what = f" of {wanted}" if wanted else ""
         raise RunError(
@@ -105,7 +112,7 @@ def lost(site: Site, plan: Plan, row: dict[str, Any], change: Change) -> list[st
 @target_options
 @click.argument("service", required=False, default="")
 @click.option("-y", "--yes", is_flag=True, help="Go on without being asked.")
-@click.option("--discard", is_flag=True, help="Remove the snapshots instead, which frees their space.")
+@click.option("--discard", is_flag=True, help="Remove the snapshots instead, and what lies aside.")
 @click.option(
     "--patience",
     type=click.IntRange(10, 86400),
@@ -156,7 +163,8 @@ def rollback(
         emit_json("rollback", data)
         return 0
     if discard:
-        say(f"Removed {len(data['removed'])} snapshots.")
+        aside = f", and {len(data['replaced'])} that lay aside" if data["replaced"] else ""
+        say(f"Removed {len(data['removed'])} snapshots{aside}.")
         return 0
     for one in done:
         say(f"{one['service']}: {upgrade_run.words(one)}; {len(one['checks'])} checks; until now: {one['snapshot']}")
@@ -189,11 +197,13 @@ def _discard(site: Site, plan: Plan, service: str, yes: bool, as_json: bool) -> 
     from ..upgrading import role_named
 
     wanted = role_named(plan, service) if service else ""
-    rows = [row for row in snapshots(site, plan) if not wanted or row["role"] == wanted]
+    there = held(site, plan)
+    rows, gone = ([row for row in there[name] if not wanted or row["role"] == wanted] for name in there)
     if not as_json:
-        for row in rows:
-            note(told(row))
-    if rows:
+        for line in [*map(told, rows), *map(told_replaced, gone)]:
+            note(line)
+    if rows or gone:
         confirm("Remove these? There is no way back to them then.", yes, as_json)
-        site.session.step("snapshots.drop", {**place(plan), "ids": [row["id"] for row in rows]})
-    return {"removed": [public(row) for row in rows]}
+        ids = dict.fromkeys(row["id"] for row in (*rows, *gone))
+        site.session.step("snapshots.drop", {**place(plan), "ids": list(ids)})
+    return {"removed": [public(row) for row in rows], "replaced": gone}

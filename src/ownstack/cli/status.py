@@ -10,7 +10,7 @@ import click
 
 from ..errors import OwnstackError, RunError
 from .output import emit_json, say, size, style
-from .rollback import public, snapshots, told
+from .rollback import held, public, told, told_replaced
 from .show import NETWORK
 from .site import Site, open_site, read_settings, target_options
 from .upgrade_self import describe as describe_data
@@ -41,7 +41,7 @@ def gather(site: Site) -> dict[str, Any]:
                     "missing": [] if now.get("active") else missing(site, [*service.writable, *service.readable]),
                 }
             )  # fmt: skip
-    floors = site.data.floors
+    floors, copies = site.data.floors, held(site, plan)
     age = (datetime.date.today() - floors.checked).days
     return {
         "host": plan.host.hostname,
@@ -67,7 +67,8 @@ def gather(site: Site) -> dict[str, Any]:
         "adopted": {"unit": plan.adopted.unit, "version": plan.adopted.version} if plan.adopted else None,
         "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
         "upgrades": newer(plan, site.data),
-        "snapshots": [public(row) for row in snapshots(site, plan)],
+        "snapshots": [public(row) for row in copies["snapshots"]],
+        "replaced": copies["replaced"],
         "absent_protections": list(plan.absent_protections),
     }
 
@@ -223,6 +224,8 @@ def show(data: dict[str, Any]) -> None:
         say(f"  {line}")
     for row in data["snapshots"]:
         say(f"  way back (`ownstack rollback {row['role']}`): {told(row)}")
+    for row in data["replaced"]:
+        say(f"  kept aside (`ownstack rollback --discard {row['role']}` removes it): {told_replaced(row)}")
     for line in describe_versions(data):
         say(f"\n  {line}")
     for line in data["hardware_changes"]:

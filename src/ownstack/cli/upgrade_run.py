@@ -198,7 +198,7 @@ class Change:
         hint = "the box runs as before, with its own programs and data"
         if still:
             hint = f"its programs and data are those of before, and these checks fail with them too: {still}"
-        return RunError(message, hint=hint, code=code)
+        return RunError(message, hint=hint + aside(back), code=code)
 
 
 def carry_out_all(changes: list[Change]) -> list[dict[str, Any]]:
@@ -251,11 +251,17 @@ def take_back(site: Site, listen: Listen) -> bool:
         site.session.step("snapshots.commit", upgrades.place(plan))
         note(f"{about} at its end: it is finished now")
         return True
-    revert(site, upgrades.place(plan))
+    back = revert(site, upgrades.place(plan))
     site.state = read_state(site.session, plan.layout)
     again(site, filled(site.recorded_plan()), listen)
-    note(f"{about}: programs and data are as they were before it")
+    note(f"{about}: programs and data are as they were before it{aside(back)}")
     return True
+
+
+def aside(back: dict[str, Any]) -> str:
+    """What a way back has kept of the data that people may have worked with since, in words."""
+    paths = ", ".join(back.get("replaced") or ())
+    return f"; what was there since is kept in {paths} (`ownstack rollback --discard` removes it)" if paths else ""
 
 
 def words(about: dict[str, Any]) -> str:

@@ -20,10 +20,20 @@ from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folde
 from .disk import weigh
 from .managers import manager
 from .restore import _remove
+from .snapshots_aside import drop_replaced, lying, replaced, set_aside, worked_with
 from .snapshots_counts import counts
 from .snapshots_data import (
-    FULL, HINT, copy_folder, copy_small, n8n_key, opened, put_configuration, put_data, put_programs, room,
-)  # fmt: skip
+    FULL,
+    HINT,
+    copy_folder,
+    copy_small,
+    n8n_key,
+    opened,
+    put_configuration,
+    put_data,
+    put_programs,
+    room,
+)
 from .snapshots_rehearsal import rehearsal
 
 PENDING = ("taking", "taken", "passed")
@@ -178,9 +188,10 @@ def _stop(spec: Spec, emit: Emit) -> None:
 def revert(spec: Spec, emit: Emit) -> Result:
     """Put back programs and data as they were at the snapshot; may be run again at any time.
 
-    spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one; may be left out),
-    units (to stop, where they are not those of the snapshot).
-    data: reverted, and where it was begun (whether programs and data may have been others), id, kind, role, from, to.
+    spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one, by the run that made
+    it; may be left out), units (to stop, where they are not those of the snapshot).
+    data: reverted, and where it was begun (whether programs and data may have been others), id, kind, role, from, to,
+    replaced (where the data lies that people may have worked with since).
     """
     with alone(spec["lock"]):
         now = _state(spec)
@@ -194,10 +205,18 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if now["status"] == "taking":
             _drop(folder)  # first: a disk that it filled has no space for the word
         else:
+            if worked_with(now["time"]) and not _fills(spec):
+                set_aside(folder, now)
             _put_back(spec, folder, now)
         _note(spec, "reverted")
         _drop(folder)
-    return {"changed": True, "data": {"reverted": True, "begun": now["status"] == "taken", **_told(now)}}
+        more = {"begun": now["status"] == "taken", "replaced": lying(folder)}
+    return {"changed": True, "data": {"reverted": True, **more, **_told(now)}}
+
+
+def _fills(spec: Spec) -> bool:
+    """Whether a run takes back what has just filled the disk: the earlier version needs that space."""
+    return "id" in spec and shutil.disk_usage(spec["var"]).free < SPARE
 
 
 def _put_back(spec: Spec, folder: str, now: dict[str, Any]) -> None:
@@ -242,10 +261,11 @@ def recover(spec: Spec, emit: Emit) -> str:
         return f"{what} at its end: it is finished now"
     boss = manager(spec)
     up = [unit for unit, state in zip(now["units"], boss.status(now["units"])) if state["active"]]
-    revert({**spec, "units": up}, emit)
+    done = revert({**spec, "units": up}, emit)["data"]
     if up:
         boss.start(up)
-    return f"{what}: programs and data are as they were before it"
+    aside = f"; what was there since is kept in {', '.join(done['replaced'])}" if done.get("replaced") else ""
+    return f"{what}: programs and data are as they were before it{aside}"
 
 
 def put(spec: Spec, emit: Emit) -> Result:
@@ -336,18 +356,21 @@ def _all(spec: Spec) -> list[dict[str, Any]]:
 
 
 def held(spec: Spec, emit: Emit) -> Result:
-    """The snapshots that can be gone back to. spec: var. data: snapshots [{id, role, created, from, to, bytes}]."""
+    """The snapshots that can be gone back to, and what ways back have kept aside. spec: var.
+
+    data: snapshots [{id, role, created, from, to, bytes, ..}], replaced [{id, role, created, from, to, paths, bytes}].
+    """
     rows = []
     for about in _all(spec):
         kept = {
             key: about[key] for key in ("id", "run", "kind", "role", "created", "from", "to", "plan", "counts", "links")
         }
         rows.append({**kept, "folder": _folder(spec, about["id"]), "bytes": about["bytes"]})
-    return {"changed": False, "data": {"snapshots": rows}}
+    return {"changed": False, "data": {"snapshots": rows, "replaced": replaced(spec["var"])}}
 
 
 def drop(spec: Spec, emit: Emit) -> Result:
-    """Remove snapshots. spec: var, state, lock, ids."""
+    """Remove snapshots, and what ways back to them have kept aside. spec: var, state, lock, ids."""
     with alone(spec["lock"]):
         now = _state(spec)
         if now.get("status") in PENDING and now["id"] in spec["ids"]:
@@ -355,6 +378,8 @@ def drop(spec: Spec, emit: Emit) -> Result:
         there = [path for path in (_folder(spec, one) for one in spec["ids"]) if os.path.isdir(path)]
         for path in there:
             _drop(path)
+        for one in spec["ids"]:
+            there += drop_replaced(_folder(spec, one))
     return {"changed": bool(there), "data": {"removed": there}}
 
 

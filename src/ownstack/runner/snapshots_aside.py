@@ -1,0 +1,123 @@
+"""What a way back takes from its place when people may have worked with it since: kept aside, named, never lost.
+
+An upgrade whose client has died is put back by the next `up`, or at the next start of the machine, maybe a week later.
+`<var>/snapshots/<id>.replaced` then holds what was there, and a record of it; on another disk it lies beside its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from typing import Any
+
+from .core import StepError, read_json, sync_folder, write_json
+from .disk import weigh
+from .restore import _remove
+from .snapshots_data import FULL, copy_folder
+
+KEEP_S = 600
+END = ".replaced"
+RECORD = "replaced.json"
+
+
+def worked_with(since: float) -> bool:
+    """Whether people may have worked with the newer version; a clock that was put back says nothing against it."""
+    return not 0 <= time.time() - since <= KEEP_S
+
+
+def set_aside(folder: str, about: dict[str, Any]) -> None:
+    """Move what lies in the places of a snapshot's items aside, each under a name of its own.
+
+    Raises StepError where there is no space for that; everything is in its place then.
+    """
+    moved: list[tuple[str, str]] = []
+    try:
+        for item in about["items"]:
+            place = item["place"]
+            done = item["had"] and not os.path.isdir(item["copy"])  # what was there before is in its place already
+            if not done and os.path.isdir(place) and os.listdir(place):
+                path = _name(folder, about, item)
+                moved.append((place, path))
+                _move(place, path)
+    except (OSError, StepError) as error:
+        for place, path in moved:
+            if os.path.exists(place):
+                _remove(path)
+            else:
+                os.rename(path, place)
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        raise StepError(
+            f"what was made since the {about['kind']} of {about['role']} cannot be kept aside: {error}",
+            hint="nothing was put back; free space (`ownstack disk`), then run `ownstack up`",
+            code="disk-full",
+        ) from error
+
+
+def _name(folder: str, about: dict[str, Any], item: dict[str, Any]) -> str:
+    """A free name for an item, which is on record before anything is moved there."""
+    place, room = item["place"], folder + END
+    os.makedirs(room, 0o700, exist_ok=True)
+    here = os.path.ismount(place) or os.stat(room).st_dev == os.stat(os.path.dirname(place)).st_dev
+    first = os.path.join(room, item["name"]) if here else f"{place}.replaced-{about['id']}"
+    path, number = first, 1
+    while os.path.lexists(path):
+        number += 1
+        path = f"{first}.{number}"
+    record = os.path.join(room, RECORD)
+    told = {key: about.get(key) for key in ("id", "kind", "role", "from", "to")}
+    held = read_json(record, {**told, "created": time.time(), "paths": []})
+    write_json(record, {**held, "paths": [*held["paths"], path]}, 0o600)
+    sync_folder(os.path.dirname(room))
+    return path
+
+
+def _move(place: str, path: str) -> None:
+    """By a rename; what cannot be renamed, a disk of its own say, is copied whole and stays where it is too."""
+    try:
+        os.rename(place, path)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EBUSY):
+            raise
+        part = f"{path}.part"
+        _remove(part)
+        try:
+            copy_folder(place, part)
+        except (OSError, StepError):
+            _remove(part)
+            raise
+        os.sync()
+        os.rename(part, path)
+    for one in (place, path):
+        sync_folder(os.path.dirname(one))
+
+
+def replaced(var: str) -> list[dict[str, Any]]:
+    """What lies aside, oldest first."""
+    top = os.path.join(var, "snapshots")
+    rows = []
+    for name in os.listdir(top) if os.path.isdir(top) else []:
+        about = read_json(os.path.join(top, name, RECORD)) if name.endswith(END) else None
+        if about is not None:
+            paths = [path for path in about["paths"] if os.path.isdir(path)]
+            rows.append({**about, "paths": paths, "bytes": sum(weigh(path, set())[0] for path in paths)})
+    return sorted((row for row in rows if row["paths"]), key=lambda row: float(row["created"]))
+
+
+def lying(folder: str) -> list[str]:
+    """Where that of one snapshot lies."""
+    about = read_json(os.path.join(folder + END, RECORD), {"paths": []})
+    return [path for path in about["paths"] if os.path.isdir(path)]
+
+
+def drop_replaced(folder: str) -> list[str]:
+    """Remove that of one snapshot; its record last. What was removed."""
+    paths = lying(folder)
+    for path in paths:
+        _remove(path)
+    _remove(folder + END)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(folder))
+    return paths
