@@ -86,7 +86,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: Exception) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
     """Let one step of the runner fail."""
     real = Session.step
 
@@ -245,6 +245,20 @@ def test_a_snapshot_that_cannot_be_made_begins_nothing(
     assert "box.activate" not in steps(box)
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), KeyError("never thought of")])
+def test_where_nothing_had_begun_it_says_so(
+    fault: BaseException, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "snapshots.take", fault)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": False})
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    why = "it was interrupted" if isinstance(fault, KeyboardInterrupt) else "a fault of ownstack (KeyError"
+    assert error["message"].startswith(f"the upgrade of n8n did not begin: {why}")
+    assert (error["code"], error["hint"]) == ("not-begun", "nothing was changed")
+    assert "secrets.fill" not in steps(box), "nothing is carried out again"
+
+
 def test_what_cannot_be_fetched_switches_nothing(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +328,41 @@ def test_one_that_was_cut_off_is_ended_first(
     else:
         assert "cut off" not in said
         assert "snapshots.revert" not in done
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_one_that_went_on_after_the_state_was_read_is_put_back_too(
+    begun: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its run died while the data was copied; the step over there had not said yet that it copies."""
+    about = {"role": "n8n", "kind": "upgrade", "from": {"n8n": "2.40.7"}, "to": {"n8n": "2.41.1"}}
+    before = machines.box(machines.plan())
+    cut = {"event": "begin", "step": "snapshots.take", "run": "upgrade", "time": 1}
+    earlier = {"upgrade": {"status": "done", "role": "ollama", "from": {"ollama": "1"}, "to": {"ollama": "2"}}}
+    box.state = before.model_copy(update={"unfinished": cut, "work": earlier})
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    answer = {"reverted": True, "begun": True, **about} if begun else {"reverted": False}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", answer)
+    assert run(["up", "--yes"]) == 0
+    assert steps(box).count("snapshots.revert") == 1
+    assert "snapshots.commit" not in steps(box)
+    told = "an upgrade of n8n (n8n 2.40.7 to 2.41.1) was cut off: programs and data are as they were"
+    assert (told in capsys.readouterr().err) == begun
+
+
+def test_one_that_came_to_its_end_after_the_state_was_read_is_not_said_to_be_put_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = machines.box(machines.plan())
+    work = {"status": "taken", "role": "n8n", "kind": "upgrade", "from": {}, "to": {}}
+    box.state = before.model_copy(update={"work": {"upgrade": work}})
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": False})
+    assert run(["up", "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert "was cut off, and came to its end meanwhile" in said
+    assert "programs and data are as they were" not in said
+    assert "snapshots.commit" in steps(box)
 
 
 def test_a_change_of_models_that_was_cut_off_comes_first(box: Box, capsys: pytest.CaptureFixture[str]) -> None:

@@ -738,6 +738,34 @@ def test_people_things_are_counted_and_old_runs_are_not(box: Box) -> None:
     assert web == {"accounts": 2, "chats": 5, "files": 1, "knowledge collections": 1}
 
 
+def test_runs_that_n8n_prunes_are_not_counted(box: Box) -> None:
+    """It marks them first and deletes them an hour later; and it keeps no more than its newest 10,000."""
+    path = box.flow / ".n8n/database.sqlite"
+
+    def runs() -> int:
+        return database_counts("n8n", str(path), "2026-11-05 00:00:00.000")["runs"]
+
+    with contextlib.closing(sqlite3.connect(path)) as live:
+        live.execute('ALTER TABLE execution_entity ADD COLUMN "deletedAt" TEXT')
+        live.execute("ALTER TABLE execution_entity ADD COLUMN status TEXT DEFAULT 'success'")
+        live.commit()
+        assert runs() == 5
+        live.execute("UPDATE execution_entity SET \"deletedAt\" = '2026-11-09' WHERE id = 9")
+        live.execute("UPDATE execution_entity SET status = 'waiting' WHERE id = 8")
+        live.commit()
+        assert runs() == 3
+        row = 'INSERT INTO execution_entity ("startedAt") VALUES (?)'
+        live.executemany(row, [("2026-11-20 10:00:00.000",)] * 12_000)
+        live.commit()
+        before = runs()
+        live.execute(
+            "UPDATE execution_entity SET \"deletedAt\" = '2026-11-21' "
+            "WHERE id <= (SELECT id FROM execution_entity ORDER BY id DESC LIMIT 1 OFFSET 10000)"
+        )
+        live.commit()
+        assert runs() == before
+
+
 def test_what_is_no_database_cannot_be_counted(box: Box) -> None:
     (box.web / "webui.db").write_text("no database at all, but long enough to be looked at" * 100)
     with pytest.raises(StepError, match="cannot be counted"):

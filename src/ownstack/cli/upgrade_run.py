@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .site import Site
 
 PENDING = ("taking", "taken")
+# the step that begins it: where a run died in it, it may have gone on after the state was read
+BEGINNING = "snapshots.take"
 
 
 def new_id() -> str:
@@ -177,16 +179,17 @@ class Change:
         return report
 
     def take_back(self, why: str, error: OwnstackError | None = None) -> OwnstackError:
-        """Put back what was there; the error that says why. Where nothing had begun, the error as it was."""
+        """Put back what was there; the error that says why. Where nothing had begun it says that, or is as it was."""
         from ..engine import upgrades
         from ..verify.runner import verify
         from .reprovision import wrong
         from .restore import again
 
         back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
-        if not back.get("reverted") and error is not None:
-            return error
         what = "way back" if self.kind == "rollback" else "upgrade"
+        if not back.get("reverted"):
+            nothing = f"the {what} of {self.role} did not begin: {why}"
+            return error or RunError(nothing, hint="nothing was changed", code="not-begun")
         if back.get("begun", True):
             again(self.site, self.old, self.listen)
             message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
@@ -228,7 +231,11 @@ def revert(site: Site, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_back(site: Site, listen: Listen) -> bool:
-    """Where an upgrade was cut off: put back what was there, or finish it. Whether there was one."""
+    """Where an upgrade was cut off: put back what was there, or finish it. Whether there was one.
+
+    What stands in `site.state` may be old: a step of the run that died may have gone on over there. The one that puts
+    back waits for it (both hold the same lock) and looks once more.
+    """
     from ..engine import upgrades
     from ..engine.apply import execute
     from ..engine.preflight import read_state
@@ -237,7 +244,8 @@ def take_back(site: Site, listen: Listen) -> bool:
     from .restore import again
 
     work = site.state.work.get("upgrade", {})
-    if work.get("status") not in (*PENDING, "passed"):
+    pending = work.get("status") in (*PENDING, "passed")
+    if not pending and (site.state.unfinished or {}).get("step") != BEGINNING:
         return False
     activate()
     import deploy
@@ -245,17 +253,24 @@ def take_back(site: Site, listen: Listen) -> bool:
     plan = filled(site.recorded_plan())
     execute(site.session, deploy.runner, listen, plan=plan)
     site.session.on_event = listen
-    what = "a way back" if work.get("kind") == "rollback" else "an upgrade"
-    about = f"{what} of {work.get('role')} ({words(work)}) was cut off"
-    if work["status"] == "passed":
+    back = {} if work.get("status") == "passed" else revert(site, upgrades.place(plan))
+    if not back.get("reverted"):
+        if not pending:
+            return False
         site.session.step("snapshots.commit", upgrades.place(plan))
-        note(f"{about} at its end: it is finished now")
+        site.state = read_state(site.session, plan.layout)
+        passed = work["status"] == "passed"
+        note(f"{_about(work)}{' at its end: it is finished now' if passed else ', and came to its end meanwhile'}")
         return True
-    back = revert(site, upgrades.place(plan))
     site.state = read_state(site.session, plan.layout)
     again(site, filled(site.recorded_plan()), listen)
-    note(f"{about}: programs and data are as they were before it{aside(back)}")
+    note(f"{_about({**work, **back})}: programs and data are as they were before it{aside(back)}")
     return True
+
+
+def _about(work: dict[str, Any]) -> str:
+    what = "a way back" if work.get("kind") == "rollback" else "an upgrade"
+    return f"{what} of {work.get('role')} ({words(work)}) was cut off"
 
 
 def aside(back: dict[str, Any]) -> str:

@@ -22,8 +22,14 @@ COUNTED = {
         ("user", "accounts"), ("workflow_entity", "workflows"), ("credentials_entity", "credentials"),
     ),
 }  # fmt: skip
-# finished runs are pruned by n8n itself when they are old: only the younger ones have to be there
-RUNS = 'SELECT count(*) FROM execution_entity WHERE "startedAt" >= ?'
+# finished runs are pruned by n8n itself when they are old, and all but the newest 10,000: only the younger ones that it
+# has not marked as deleted have to be there, and no more than it surely keeps. By column, which a version may not have.
+RUNS = {
+    "startedAt": '"startedAt" >= ?',
+    "deletedAt": '"deletedAt" IS NULL',
+    "status": "status NOT IN ('new', 'running', 'waiting')",
+}
+MOST_RUNS = 9_000
 
 
 def database_counts(service: str, path: str, since: str = "", still: bool = False) -> dict[str, int]:
@@ -37,12 +43,19 @@ def database_counts(service: str, path: str, since: str = "", still: bool = Fals
                 if table in names:
                     found[what] = int(db.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])  # noqa: S608
             if service == "n8n" and since and "execution_entity" in names:
-                found["runs"] = int(db.execute(RUNS, (since,)).fetchone()[0])
+                found["runs"] = _runs(db, since)
     except sqlite3.Error as error:
         raise StepError(
             f"{path} cannot be counted: {error}", hint=f"`ownstack logs {service}`", code="database"
         ) from error
     return found
+
+
+def _runs(db: sqlite3.Connection, since: str) -> int:
+    there = {str(row[1]) for row in db.execute("PRAGMA table_info(execution_entity)")}
+    rules = " AND ".join(rule for column, rule in RUNS.items() if column in there)
+    number = db.execute(f"SELECT count(*) FROM execution_entity WHERE {rules}", (since,)).fetchone()[0]  # noqa: S608
+    return min(int(number), MOST_RUNS)
 
 
 def key_of(data: str) -> str:
