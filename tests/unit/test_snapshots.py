@@ -628,6 +628,24 @@ def test_taking_may_be_cut_off_anywhere_and_changed_nothing(tmp_path: Path, monk
     assert points >= 3
 
 
+def test_putting_back_never_looks_before_a_copy_that_is_begun_is_made(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may die while `take` has not even written that it is at work."""
+    real = snapshots.space
+
+    def meanwhile(spec: dict[str, Any], emit: Any) -> Any:
+        with pytest.raises(StepError) as caught:
+            snapshots.revert(box.place(), silent)
+        assert caught.value.code == "busy"
+        return real(spec, emit)
+
+    monkeypatch.setattr(snapshots, "space", meanwhile)
+    assert not (box.var / "run/upgrade.json").exists()
+    snapshots.take(box.spec(), silent)
+    assert snapshots.revert(box.place(), silent)["data"]["reverted"]
+
+
 def test_a_commit_that_was_cut_off_is_finished(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots.take(box.spec(), silent)
     box.changed_by_the_new_version()
