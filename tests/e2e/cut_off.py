@@ -1,9 +1,10 @@
-"""Commands that are killed in the middle: at a status of the upgrade, or at the moment when they tell of something."""
+"""Commands that are killed in the middle: at a status of the upgrade, or at a point of their work."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -14,23 +15,36 @@ from tests.hosts import Host
 from tests.hosts.kit import Ownstack
 
 STATUS = "var/lib/ownstack/run/upgrade.json"
-# the product, which notes what it tells, each once, and ends itself without a word when it tells the one that was named
+SEED = 20261130
+BY = ("kill -9", "hard stop of the host")
+# `CUTS=all tests/run --full ...` cuts off at every point, which takes hours; else it is a seeded sample
+ALL = os.environ.get("CUTS") == "all"
+# the product, which notes each point that it comes to, and ends itself without a word at the one that was named. A
+# point is "2 NAME", when a step of the journal begins for the second time, or "told WORDS", the first time
 TOLD = r"""
 import os, re, signal, sys
 record, at = sys.argv[1:3]
 del sys.argv[1:3]
 from ownstack.cli import progress
-plain, told = progress.Progress.__call__, []
+from ownstack.engine.session import Session
+plain_told, plain_note, counted, told = progress.Progress.__call__, Session.note, {}, set()
+def reached(point):
+    with open(record, "a") as out:
+        out.write(point + "\n")
+    if point == at:
+        os.kill(os.getpid(), signal.SIGKILL)
 def listening(self, event):
-    words = re.sub(r" \(\d+ s\)$", "", str(event.get("name") or event.get("what") or ""))
+    words = re.sub(r" \(\d+ s\)$", "", " ".join(str(event.get("what") or "").split()))
     if words and words not in told:
-        told.append(words)
-        with open(record, "a") as out:
-            out.write(words + "\n")
-        if words == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-    plain(self, event)
-progress.Progress.__call__ = listening
+        told.add(words)
+        reached(f"told {words}")
+    plain_told(self, event)
+def noting(self, event, step, **more):
+    plain_note(self, event, step, **more)
+    if event == "begin":
+        counted[step] = counted.get(step, 0) + 1
+        reached(f"{counted[step]} {step}")
+progress.Progress.__call__, Session.note = listening, noting
 from ownstack.cli import main
 sys.exit(main())
 """
@@ -59,18 +73,53 @@ def when(box: Host, ownstack: Ownstack, wanted: str, late_s: float, *words: str)
     return process.wait()
 
 
-def at(ownstack: Ownstack, told: str, record: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that is killed when it tells `told`; `record` gets all that it told, a line each."""
+def at(ownstack: Ownstack, point: str, record: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that is killed at a point; `record` gets all that it came to, a line each."""
     python = str(ownstack.checkout / ".venv/bin/python")
     record.unlink(missing_ok=True)
     Path(ownstack.settings).write_text(ownstack.toml)
-    argv = [python, "-P", "-c", TOLD, str(record), told, *ownstack.argv(*words)[1:]]
+    argv = [python, "-P", "-c", TOLD, str(record), point, *ownstack.argv(*words)[1:]]
     return subprocess.run(
         argv, env=ownstack.environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
         check=False, start_new_session=True,
     )  # fmt: skip
 
 
-def plainly(told: str) -> str:
-    """Words of a record without what differs from host to host."""
-    return re.sub(r"/\S+/", "", told)
+def whole(ownstack: Ownstack, record: Path, *words: str) -> list[str]:
+    """The points of a command that is not killed, in their order."""
+    done = at(ownstack, "", record, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return record.read_text().splitlines()
+
+
+def numbered(steps: list[str]) -> list[str]:
+    """Steps of a journal as points."""
+    counted = dict.fromkeys(steps, 0)
+    found = []
+    for step in steps:
+        counted[step] += 1
+        found.append(f"{counted[step]} {step}")
+    return found
+
+
+def is_step(point: str) -> bool:
+    """Whether a step of the journal begins there: an operation, or a step of the runner."""
+    return not point.startswith("told ")
+
+
+def chosen(points: list[str], number: int, what: str) -> list[str]:
+    """All of them, or a seeded sample in their order; `what` it is drawn for makes samples differ."""
+    if ALL or len(points) <= number:
+        return points
+    chance = random.Random(f"{SEED} {what}")  # noqa: S311 - not for secrets
+    return [points[place] for place in sorted(chance.sample(range(len(points)), number))]
+
+
+def sampled() -> str:
+    """For the head of a result page."""
+    return "At every point." if ALL else "At a seeded sample of the points."
+
+
+def plainly(point: str) -> str:
+    """A point without what differs from host to host."""
+    return re.sub(r"/\S+/", "", point)

@@ -148,6 +148,7 @@ def make(network: Network, ownstack_of: Any, kit: Path) -> Older:
         data = account_data(host, plan, ownstack)
         assert works(host, plan, ownstack, data) == []
         assert {**versions(host), **older.VERSIONS} == versions(host)
+        ownstack.json("verify")  # what decides on an upgrade has to work with these versions too
         held = state(host, plan)
         layer = host.freeze()
     except BaseException:

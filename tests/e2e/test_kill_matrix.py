@@ -1,57 +1,54 @@
-"""Kill -9 at every step of the journal: of an install and of a change of hardware. One further run converges.
+"""Cut off at any step of the journal: an install, a change of models. One further run converges.
 
-The small sample that CI runs is in test_interrupted.py.
+Upgrades are in test_upgrade_cut.py, restores in test_restore_cut.py, the sample that CI runs in test_interrupted.py.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import results
+from tests.e2e import cut_off
 from tests.e2e.conftest import Mirror, Provisioned
-from tests.e2e.test_held import IN_OPERATION, killed
 from tests.e2e.test_interrupted import TEMPORARY, owners, qdrant
 from tests.e2e.test_reprovision import SMALL
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack
 
 pytestmark = pytest.mark.slow
-SEED = 20261129
 JOURNAL = "/var/lib/ownstack/journal.jsonl"
 MINE = {"vectors": {"size": 4, "distance": "Cosine"}}
 POINT = {"points": [{"id": 7, "vector": [0.1, 0.2, 0.3, 0.4], "payload": {"text": "the owner's"}}]}
+CHANGE = ["up", "--yes", "--no-verify", "--pin", f"chat={SMALL}"]
+SAMPLE = 4
 
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[results.Matrix]:
     about = (
-        "`up` is killed (SIGKILL) when each step of the journal begins, one after the other on the same box, at some "
-        "of them with the whole host. After the last one `up` runs once more: it converges, verifies, and what is "
+        "`up` is killed (SIGKILL) when a step of the journal begins, one after the other on the same box, or the whole "
+        f"host is stopped then; the number counts steps of the same name. {cut_off.sampled()} "
+        "After the last one `up` runs once more: it converges, verifies, and what is "
         "the owner's is as it was. `tests/e2e/test_kill_matrix.py`."
     )
-    made = results.Matrix(
-        "kills", "Kill -9 at every step", about, ("run", "step", "power gone too", "the journal's last line")
-    )
-    yield made
-    if len(made.rows) > 40:
-        made.write()
+    columns = ("run", "step", "by", "the journal's last line")
+    with results.matrix("kills", "Kill -9 at every step", about, columns) as made:
+        yield made
 
 
 def steps(box: Host, run: str = "up") -> list[str]:
-    """The steps of the journal's last whole run, in order."""
+    """The operations of the journal's last whole run, in order, numbered."""
     lines = [json.loads(line) for line in box.output(f"cat {JOURNAL}").splitlines()]
     lines = [line for line in lines if line.get("run") == run]
     ends = [number for number, line in enumerate(lines) if line["event"] == "done"]
     start = ends[-2] + 1 if len(ends) > 1 else 0
     found = [line["step"] for line in lines[start : ends[-1]] if line["event"] == "begin"]
-    return [name for name in dict.fromkeys(found) if ": " in name]
+    return cut_off.numbered([name for name in found if ": " in name])
 
 
 def last(box: Host) -> dict[str, Any]:
@@ -59,23 +56,25 @@ def last(box: Host) -> dict[str, Any]:
     return found
 
 
-def through(box: Host, ownstack: Ownstack, names: list[str], words: list[str], page: results.Matrix, run: str) -> None:
-    """Kill a run at each of the steps; a step that has nothing left to do may be passed by."""
-    chance = random.Random(SEED)  # noqa: S311 - not for secrets
-    for name in names:
-        cut = chance.random() < 0.15
+def through(
+    box: Host, ownstack: Ownstack, points: list[str], words: list[str], page: results.Matrix, run: str, by: str
+) -> None:
+    """Kill a run at each of the points, further on each time."""
+    for point in cut_off.chosen(points, SAMPLE, f"{run} {by}"):
         began = time.monotonic()
-        killed(ownstack, IN_OPERATION, name, *words)
+        ended = cut_off.at(ownstack, point, box.folder / "told", *words)
+        assert ended.returncode == -9, (point, ended.stderr[-2000:])
         event = last(box)
-        assert (event["event"], event["step"]) == ("begin", name)
-        if cut:
+        assert (event["event"], event["step"]) == ("begin", point.partition(" ")[2])
+        if by != "kill -9":
             box.crash()
-        page.add(run, name, "yes" if cut else "", event["step"])
-        print(f"killed at {name!r}{', the power gone' if cut else ''}: {time.monotonic() - began:.1f} s")
+        page.add(run, point, by, event["step"])
+        print(f"cut off at {point!r} by {by}: {time.monotonic() - began:.1f} s")
 
 
+@pytest.mark.parametrize("by", cut_off.BY)
 def test_at_every_step_of_an_install(
-    network: Network, debian12: Provisioned, mirror: Mirror, page: results.Matrix
+    by: str, network: Network, debian12: Provisioned, mirror: Mirror, page: results.Matrix
 ) -> None:
     with debian12.clone(network, "kills") as box:
         ownstack = mirror.ownstack(box)
@@ -85,7 +84,7 @@ def test_at_every_step_of_an_install(
         qdrant(box, "PUT", "/collections/mine/points?wait=true", POINT)
         before = owners(box, ownstack)
         ownstack("down", "--yes")
-        through(box, ownstack, names, ["up", "--yes", "--no-verify"], page, "install")
+        through(box, ownstack, names, ["up", "--yes", "--no-verify"], page, "install", by)
         done = ownstack.json("up", "--yes")
         assert [check for check in done["verify"]["checks"] if check["status"] != "ok"] == []
         assert owners(box, ownstack) == before
@@ -93,19 +92,24 @@ def test_at_every_step_of_an_install(
         assert ownstack.json("up", "--yes", "--no-verify")["changed"] == 0
 
 
-def test_at_every_step_of_a_change_of_models(
-    network: Network, debian12: Provisioned, mirror: Mirror, page: results.Matrix, tmp_path: Path
-) -> None:
-    words = ["up", "--yes", "--no-verify", "--pin", f"chat={SMALL}"]
+@pytest.fixture(scope="module")
+def changing(network: Network, debian12: Provisioned, mirror: Mirror) -> list[str]:
+    """The operations of a change of models that is not cut off."""
     with debian12.clone(network, "kills-first") as box:
-        mirror.ownstack(box)(*words)
-        names = steps(box)
+        mirror.ownstack(box)(*CHANGE)
+        return steps(box)
+
+
+@pytest.mark.parametrize("by", cut_off.BY)
+def test_at_every_step_of_a_change_of_models(
+    by: str, network: Network, debian12: Provisioned, mirror: Mirror, changing: list[str], page: results.Matrix
+) -> None:
     with debian12.clone(network, "kills-models") as box:
         ownstack = mirror.ownstack(box)
         qdrant(box, "PUT", "/collections/mine", MINE)
         qdrant(box, "PUT", "/collections/mine/points?wait=true", POINT)
         before = owners(box, ownstack)
-        through(box, ownstack, names, words, page, "change of models")
+        through(box, ownstack, changing, CHANGE, page, "change of models", by)
         done = ownstack.json("up", "--yes", "--pin", f"chat={SMALL}")
         assert done["verify"]["ok"], [check for check in done["verify"]["checks"] if check["status"] != "ok"]
         after = owners(box, ownstack)

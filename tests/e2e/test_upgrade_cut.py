@@ -1,4 +1,4 @@
-"""An upgrade that is cut off at every step which it tells of: one further `up` converges, and nothing is lost."""
+"""An upgrade that is cut off at any step of its journal: one further `up` converges, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from tests.e2e.test_backup import counts, dump
 from tests.hosts import Host, Network, older
 
 pytestmark = pytest.mark.slow
-COLUMNS = ("service", "cut off when it told", "by", "which was put back or finished", "what differs", "seconds")
+COLUMNS = ("service", "cut off at", "by", "which was put back or finished", "what differs", "seconds")
+
+
+SAMPLE = 2  # points of each service and way of ending it
 
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[results.Matrix]:
     about = (
         "`ownstack upgrade` is ended without a word (kill -9), or the host with it (all of its processes at once, then "
-        "a new start), at the moment when it tells of a step. Then `ownstack up` runs once. Where the older version is "
+        "a new start), when a step of the journal begins, or when it tells of something else; the number counts those "
+        f"of the same name. {cut_off.sampled()} Then `ownstack up` runs once. Where the older version is "
         "back, all tables, schemas, vectors, uploads, models and the key are compared with those before; where the "
         "newer one has stayed, all that an account has. Then the account signs in, finds its document, and its "
         "workflow runs. Power cuts are tested by ending the host, not by pulling plugs. "
@@ -34,43 +38,51 @@ def page() -> Iterator[results.Matrix]:
         yield made
 
 
-def steps_of(network: Network, mirror: Mirror, older_box: Older, newer: tuple[Path, ...], service: str) -> list[str]:
-    """What a whole upgrade tells, each once."""
+@pytest.fixture(scope="module")
+def newer(mirror: Mirror, request: pytest.FixtureRequest) -> tuple[Path, ...]:
+    return newer_programs(mirror.lab.kit, request)
+
+
+@pytest.fixture(scope="module", params=["open_webui", "n8n"])
+def service(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def points(service: str, network: Network, mirror: Mirror, older_box: Older, newer: tuple[Path, ...]) -> list[str]:
+    """What a whole upgrade comes to."""
     with older_box.clone(network, "whole", *newer) as box:
-        record = box.folder / "told"
-        done = cut_off.at(mirror.ownstack(box), "", record, "upgrade", service, "--yes", "--no-rehearse")
-        assert done.returncode == 0, done.stderr[-3000:]
-        told = record.read_text().splitlines()
+        words = ("upgrade", service, "--yes", "--no-rehearse")
+        found = cut_off.whole(mirror.ownstack(box), box.folder / "told", *words)
     # of other services it is told only where they happen to take long
-    return [words for words in told if not words.startswith("waiting for ") or words == f"waiting for {service}"]
+    return [one for one in found if "waiting for " not in one or one == f"told waiting for {service}"]
 
 
-@pytest.mark.parametrize("by", ["kill -9", "hard stop of the host"])
-@pytest.mark.parametrize("service", ["open_webui", "n8n"])
+@pytest.mark.parametrize("by", cut_off.BY)
 def test_cut_off_at_every_step_it_converges(
-    service: str, by: str, network: Network, mirror: Mirror, older_box: Older, page: results.Matrix,
-    request: pytest.FixtureRequest,
+    service: str, points: list[str], by: str, network: Network, mirror: Mirror, older_box: Older,
+    newer: tuple[Path, ...], page: results.Matrix,
 ) -> None:  # fmt: skip
-    newer = newer_programs(mirror.lab.kit, request)
-    told = steps_of(network, mirror, older_box, newer, service)
+    assert len([point for point in points if cut_off.is_step(point)]) > 10
+    assert {"1 snapshots.take", "1 snapshots.commit"} <= set(points)
+    assert any(point.startswith("3 ") for point in points), "an operation is there in stage, in switch and in apply"
     bad = []
     with contextlib.ExitStack() as stack:
         box: Host | None = None
-        for words in told:
+        for point in cut_off.chosen(points, SAMPLE, f"upgrade {service} {by}"):
             if box is None or moved(box, service):
                 stack.close()
                 box = stack.enter_context(older_box.clone(network, "cut", *newer))
                 before = dump(box), counts(box, plan_of(box))
             start = time.monotonic()
-            wrong = cut(box, mirror, older_box, service, words, before, by != "kill -9")
+            wrong = cut(box, mirror, older_box, service, point, before, by != "kill -9")
             what = "finished" if moved(box, service) else "put back"
-            page.add(service, cut_off.plainly(words), by, what, wrong or "nothing", round(time.monotonic() - start))
-            bad += [f"{words}: {wrong}"] if wrong else []
+            page.add(service, cut_off.plainly(point), by, what, wrong or "nothing", round(time.monotonic() - start))
+            bad += [f"{point}: {wrong}"] if wrong else []
             if wrong:
                 stack.close()
                 box = None
     assert bad == []
-    assert len(told) > 10
 
 
 def moved(box: Host, service: str) -> bool:
@@ -78,12 +90,12 @@ def moved(box: Host, service: str) -> bool:
 
 
 def cut(
-    box: Host, mirror: Mirror, older_box: Older, service: str, words: str, before: tuple[object, object], hard: bool
+    box: Host, mirror: Mirror, older_box: Older, service: str, point: str, before: tuple[object, object], hard: bool
 ) -> str:
     """Cut off, `up` once; what is wrong then."""
     ownstack, plan = mirror.ownstack(box), plan_of(box)
     held = state(box, plan)
-    ended = cut_off.at(ownstack, words, box.folder / "told", "upgrade", service, "--yes", "--no-rehearse")
+    ended = cut_off.at(ownstack, point, box.folder / "told", "upgrade", service, "--yes", "--no-rehearse")
     if ended.returncode != -9:
         return f"it was not cut off: {ended.returncode}"
     if hard:
