@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,24 @@ def test_a_restore_that_was_cut_off_is_taken_back(
     assert (box.folder / "etc/env").stat().st_mode & 0o777 == 0o640
     assert recovered(spec) == result["data"]["told"]
     assert not recover.at_start(spec, silent)["changed"]
+
+
+def test_a_step_that_goes_on_is_waited_for(
+    box: SmallBox, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run was cut off; the process that exchanges data here was not."""
+    before = box.content()
+    restore.stage(spec["restore"], silent)
+    restore.swap(spec["restore"], silent)
+    stream = open(spec["restore"]["lock"], "a", encoding="ascii")  # noqa: SIM115 - closed by the timer
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    threading.Timer(0.6, stream.close).start()
+    with monkeypatch.context() as patched, pytest.raises(StepError) as caught:
+        patched.setattr(restore, "WAIT_S", 0.0)
+        restore.revert(spec["restore"], silent)
+    assert caught.value.code == "busy"
+    assert restore.revert(spec["restore"], silent)["data"]["reverted"]
+    assert box.content() == before
 
 
 def test_while_somebody_works_on_the_box_it_keeps_out(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import snapshots, snapshots_aside, snapshots_data, snapshots_rehearsal
+from ownstack.runner import restore, snapshots, snapshots_aside, snapshots_data, snapshots_rehearsal
 from ownstack.runner.core import Event, StepError
 from ownstack.runner.n8n import fingerprint
 from ownstack.runner.snapshots_counts import counts, database_counts
@@ -587,7 +587,7 @@ def test_on_a_disk_of_its_own_it_lies_beside(how: str, small_disk: Path, tmp_pat
 def test_a_copy_that_was_half_removed_is_not_put_back_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where data lies on another disk its copy is put back by copying, and removed afterwards."""
     monkeypatch.setattr(snapshots_data, "one_disk", lambda copy, place: False)
-    real = snapshots_data._remove
+    real = restore._remove
     before = box.content()
     snapshots.take(box.spec(), silent)
     box.changed_by_the_new_version()
@@ -814,7 +814,7 @@ def test_a_copy_for_a_rehearsal_bears_a_file_that_goes_meanwhile(box: Box, monke
     (item,) = box.spec()["items"]
     copy = box.folder / "rehearsal/n8n"
     copy.parent.mkdir()
-    real, tries = snapshots_rehearsal.copy_folder, []
+    real, tries = snapshots_data.copy_folder, []
 
     def first_fails(source: str, target: str) -> None:
         tries.append(source)

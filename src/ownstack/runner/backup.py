@@ -39,15 +39,20 @@ def ours(folder: str, hostname: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def alone(path: str) -> Iterator[None]:
+def alone(path: str, wait_s: float = 0.0) -> Iterator[None]:
     """One backup or restore at a time. A process that died holds nothing."""
+    end = time.monotonic() + wait_s
     with open(path, "a", encoding="ascii") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StepError(
-                "a backup or a restore of this box is going on", hint="wait until it is done", code="busy"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise StepError(
+                        "a backup or a restore of this box is going on", hint="wait until it is done", code="busy"
+                    ) from None
+                time.sleep(0.2)
         yield
 
 

@@ -28,6 +28,7 @@ from .secrets import NAME, read_secret, write_secret
 
 PENDING = ("swapping", "swapped")
 HINT = "`ownstack up` puts back what was there"
+WAIT_S = 60.0  # for a step over here that goes on after its run was cut off
 
 
 def _note(spec: Spec, status: str, **more: Any) -> None:
@@ -252,8 +253,11 @@ def _rename(source: str, target: str) -> None:
 
 
 def revert(spec: Spec, emit: Emit) -> Result:
-    """Put back what was there before `swap`; may be run again at any time. spec: as for `swap`."""
-    with alone(spec["lock"]):
+    """Put back what was there before `swap`; may be run again at any time. spec: as for `swap`.
+
+    A step of a run that was cut off may go on for a moment, and is waited for.
+    """
+    with alone(spec["lock"], WAIT_S):
         if _status(spec) not in PENDING:
             if _status(spec):
                 _end(spec, "done" if _status(spec) == "done" else "reverted")
