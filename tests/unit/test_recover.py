@@ -96,9 +96,10 @@ def test_a_step_that_goes_on_is_waited_for(
     stream = open(spec["restore"]["lock"], "a", encoding="ascii")  # noqa: SIM115 - closed by the timer
     fcntl.flock(stream, fcntl.LOCK_EX)
     threading.Timer(0.6, stream.close).start()
-    with monkeypatch.context() as patched, pytest.raises(StepError) as caught:
+    with monkeypatch.context() as patched:
         patched.setattr(restore, "WAIT_S", 0.0)
-        restore.revert(spec["restore"], silent)
+        with pytest.raises(StepError) as caught:
+            restore.revert(spec["restore"], silent)
     assert caught.value.code == "busy"
     assert restore.revert(spec["restore"], silent)["data"]["reverted"]
     assert box.content() == before
