@@ -115,7 +115,7 @@ class Content:
         if held is None:
             self.changed.append(kind)
             if not self.dry:
-                made = self.ask("POST", "/credentials", {"id": IDS[kind], **body})
+                made = self._made(kind, body)
                 self._record(
                     f"credential-{kind}", {"id": made["id"], "wrote": wanted, "seen": made["updatedAt"]}, "made"
                 )
@@ -131,6 +131,14 @@ class Content:
             made = self.ask("PATCH", f"/credentials/{held['id']}", {"data": data})
             self._record(f"credential-{kind}", {**held, "wrote": wanted, "seen": made["updatedAt"]}, "updated")
         return "updated"
+
+    def _made(self, kind: str, body: dict[str, Any]) -> Any:
+        try:
+            return self.ask("POST", "/credentials", {"id": IDS[kind], **body})
+        except StepError as error:
+            if "id is read-only" not in error.message:
+                raise
+        return self.ask("POST", "/credentials", body)  # n8n before 2.41 gives an id itself
 
     def _record(self, key: str, value: dict[str, Any], word: str) -> str:
         if not self.dry:
