@@ -161,7 +161,8 @@ def reindex_spec(plan: Plan, old: str) -> dict[str, Any]:
 def password_spec(plan: Plan) -> dict[str, Any]:
     """The files that carry the first password are filled again, so that the next `up` finds nothing to do."""
     filled = [file.model_dump() for file in files(plan) if file.secret]
-    return {"secrets_dir": plan.layout.secrets, "inside": inside(plan), "files": filled}
+    where = {"secrets_dir": plan.layout.secrets, "record": plan.layout.written}
+    return {**where, "inside": inside(plan), "files": filled}
 
 
 ROLE = Role(

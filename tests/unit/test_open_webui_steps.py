@@ -12,6 +12,8 @@ import pytest
 
 from ownstack.runner import open_webui
 from ownstack.runner.core import StepError
+from ownstack.runner.files import edited
+from ownstack.runner.secrets import fill
 from tests.fixtures.open_webui_server import OWNER, FakeOpenWebUI, serve
 
 FIRST = "FirstPassword123"
@@ -176,11 +178,15 @@ def test_a_new_password_is_recorded_and_its_files_filled(
     target = tmp_path / "env"
     content = "WEBUI_ADMIN_PASSWORD=@@secret:open_webui_admin_password@@\n"
     file = {"path": str(target), "content": content, "mode": "0600", "owner": "", "group": ""}
-    result = STEPS["password_reset"](spec | {"files": [file]}, quiet)
+    record = str(tmp_path / "files.sha256")
+    spec |= {"files": [file], "record": record}
+    fill(spec, quiet)
+    result = STEPS["password_reset"](spec, quiet)
     new = secret(spec, "open_webui_admin_password")
     assert result == {"changed": True, "data": {"email": OWNER}}
     assert new == given["password"] != FIRST
     assert target.read_text() == f"WEBUI_ADMIN_PASSWORD={new}\n"
+    assert edited(record) == [], "who wrote it was us"
     assert new not in json.dumps(result)
 
 

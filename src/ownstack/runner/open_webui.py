@@ -147,7 +147,7 @@ def inside(spec: Spec, action: str, **values: str) -> dict[str, Any]:
 def password_reset(spec: Spec, emit: Emit) -> Result:
     """Give the owner's account (the first administrator) a new password and record it as the secret.
 
-    spec: secrets_dir, inside, files (as for `secrets.fill`: those that carry the secret). data: email.
+    spec: inside, secrets_dir, record and files (as for `secrets.fill`: those that carry the secret). data: email.
     All of the owner's sessions end.
     """
     if spec.get("dry"):
@@ -155,7 +155,7 @@ def password_reset(spec: Spec, emit: Emit) -> Result:
     new = make("password", 20)
     answer = inside(spec, "password", kit=KIT_EMAIL, password=new)
     write_secret(spec["secrets_dir"], ADMIN_PASSWORD, new)
-    fill({"secrets_dir": spec["secrets_dir"], "files": spec.get("files", [])}, emit)
+    fill({key: spec[key] for key in ("secrets_dir", "record", "files")}, emit)
     return {"changed": True, "data": {"email": answer["email"]}}
 
 
