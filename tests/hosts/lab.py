@@ -285,12 +285,13 @@ def models(lab: Lab, root: Path) -> Registry:
     tables = {artifact["name"]: artifact for path in [KIT / "roles/models/artifacts.toml"] for artifact in table(path)}
     files = {name: carry.obtain(chosen(name, tables[name]["variant"][0]), print) for name in MODELS}
     registry = Registry(root)
-    # one thread each: engine threads that wait for each other on busy processors take many times longer
+    # one thread each: engine threads that wait for each other on busy processors take many times longer; and an end,
+    # which a model as small as this one does not always find
     one = {"num_thread": 1}
+    chat = {"stop": ["<|im_start|>", "<|im_end|>"], "num_predict": 200, **one}
     for kind in ("q8_0", "q4_0"):
         weights = _quantised(lab, files["smollm2-135m"], kind)
-        stop = {"stop": ["<|im_start|>", "<|im_end|>"]}
-        registry.add("smollm2", f"135m-{kind}", weights, template=CHATML, parameters={**stop, **one})
+        registry.add("smollm2", f"135m-{kind}", weights, template=CHATML, parameters=chat)
     registry.add("all-minilm", "22m", files["all-minilm"].path, parameters=one)
     registry.add("snowflake-arctic-embed", "22m", files["all-minilm"].path, parameters=one)
     return registry
