@@ -479,6 +479,30 @@ def test_what_lies_aside_is_named_and_can_be_discarded(
     assert [spec["ids"] for spec in specs(box, "snapshots.drop")] == [["old"]]
 
 
+def test_what_a_cut_off_restore_had_put_in_place_is_named_and_discarded_alone(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/var/lib/ownstack/snapshots/restore-1.replaced/n8n"
+    before = machines.box(machines.plan())
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    box.state = before.model_copy(update={"work": {"restore": {"status": "swapped"}}})
+    monkeypatch.setitem(standing.ANSWERS, "restore.revert", {"reverted": True, "replaced": [path]})
+    assert run(["up", "--yes"]) == 0
+    assert f"before it; what was there since is kept in {path} (`ownstack rollback" in capsys.readouterr().err
+    box.state = before
+    row = {"id": "restore-1", "kind": "restore", "role": "restore", "created": time.time(), "paths": [path], "bytes": 9}
+    other = {**row, "id": "import-1", "kind": "import", "role": "n8n"}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [], "replaced": [row, other]})
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "kept aside (`ownstack rollback --discard restore` removes it): the box, replaced 20" in said
+    assert "when its restore was put back" in said
+    assert "(`ownstack rollback --discard n8n` removes it): n8n, replaced 20" in said
+    assert "when its import was put back" in said
+    assert run(["rollback", "--discard", "restore", "--yes"]) == 0
+    assert [spec["ids"] for spec in specs(box, "snapshots.drop")] == [["restore-1"]]
+
+
 def test_status_says_what_is_newer(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status"]) == 0
     assert f"n8n 2.40.7 to {LOCK['n8n']}" in capsys.readouterr().out

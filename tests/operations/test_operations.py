@@ -319,6 +319,26 @@ def test_what_cannot_be_obtained_here_is_told_and_nothing_is_sent(
     assert list((tmp_path / "cache").rglob("*.part")) == []
 
 
+def test_purge_takes_what_was_kept_aside_on_another_disk(session: Session, with_runner: Plan, tmp_path: Path) -> None:
+    """What an upgrade that was taken back had replaced there; its record is in the box's own folder."""
+    plan, disk = with_runner, tmp_path / "disk"
+    aside, theirs = disk / "n8n.replaced-one", disk / "theirs"
+    for path in (aside, theirs):
+        path.mkdir(parents=True)
+        (path / "file").write_text("x")
+    room = Path(plan.layout.var, "snapshots/one.replaced")
+    room.mkdir(parents=True)
+    about = {"id": "one", "kind": "upgrade", "role": "n8n", "created": 1.0, "paths": [str(aside)]}
+    (room / "replaced.json").write_text(json.dumps(about))
+    base = role("base").tasks
+    run(session, plan, lambda: base.remove(plan, False, []))
+    assert aside.exists()
+    run(session, plan, lambda: base.bring_runner(plan))
+    run(session, plan, lambda: base.remove(plan, True, []))
+    assert sorted(path.name for path in disk.iterdir()) == ["theirs"]
+    assert not Path(plan.layout.var).exists()
+
+
 def test_down_leaves_data_and_purge_leaves_nothing(session: Session, tmp_path: Path) -> None:
     plan = plan_below(tmp_path)
     for path in (plan.layout.data("qdrant"), plan.layout.secrets, f"{plan.layout.opt}/qdrant"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import imports, imports_n8n, restore
+from ownstack.runner import imports, imports_n8n, restore, snapshots_aside
 from ownstack.runner.core import Event, StepError
 from ownstack.runner.imports_source import copy_database, recognised
 from tests.fixtures.small_box import SmallBox, writer
@@ -313,6 +313,26 @@ def test_an_n8n_comes_with_its_key(box: SmallBox, tmp_path: Path, opens: dict[st
     assert code(caught) == "import-key"
     restore.revert(asked, silent)
     assert box.content() == before
+
+
+def test_what_people_made_since_an_import_that_was_cut_off_lies_aside(
+    box: SmallBox, tmp_path: Path, opens: dict[str, list[str]]
+) -> None:
+    before, asked = box.content(), spec(box, flows(tmp_path / "volume"))
+    imports.stage(asked, silent)
+    restore.swap(asked, silent)
+    (box.var / "n8n/.n8n/of that week").write_text("x")
+    state = box.var / "run/restore.json"
+    noted = json.loads(state.read_text())
+    state.write_text(json.dumps({**noted, "time": noted["time"] - 7 * 86400}))
+    done = restore.revert(asked, silent)["data"]
+    (row,) = snapshots_aside.replaced(str(box.var))
+    assert (row["kind"], row["role"], row["paths"]) == ("import", "n8n", done["replaced"])
+    folder = box.var / "snapshots" / f"{row['id']}.replaced"
+    assert (folder / "n8n/of that week").exists()
+    assert json.loads((folder / "n8n/config").read_text())["encryptionKey"] == KEY
+    assert (folder / "secrets/n8n_encryption_key").read_text() == KEY + "\n"
+    assert {name: text for name, text in box.content().items() if not name.startswith("var/snapshots")} == before
 
 
 def test_a_row_that_did_not_arrive_is_noticed(box: SmallBox, tmp_path: Path) -> None:

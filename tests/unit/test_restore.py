@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, restore
+from ownstack.runner import backup, restore, snapshots, snapshots_aside
 from ownstack.runner.backup_file import Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import SmallBox, identity
@@ -160,6 +160,145 @@ def test_cut_off_at_every_rename_it_is_taken_back_whole(
         restore.revert(spec, silent)
         assert second.content() == before, f"cut off after {limit} renames"
     assert points == (7 if missing else 8)
+
+
+def days_later(box: SmallBox) -> None:
+    """As it is when nobody came for a week."""
+    state = json.loads((box.var / "run/restore.json").read_text())
+    (box.var / "run/restore.json").write_text(json.dumps({**state, "time": state["time"] - 7 * 86400}))
+
+
+def worked(box: SmallBox) -> None:
+    """What people do with the restored box in that week."""
+    with contextlib.closing(sqlite3.connect(box.var / "open_webui/webui.db")) as live:
+        live.execute("INSERT INTO chat (path) VALUES ('of that week')")
+        live.commit()
+    (box.var / "n8n/files/of that week").write_text("x")
+    (box.var / "n8n-content.json").write_text("of that week")
+
+
+def aside(box: SmallBox) -> tuple[dict[str, Any], Path]:
+    """The one row of what lies aside, and its folder."""
+    (row,) = snapshots_aside.replaced(str(box.var))
+    return row, box.var / "snapshots" / f"{row['id']}.replaced"
+
+
+def apart(content: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in content.items() if not name.startswith("var/snapshots/")}
+
+
+def cut_at(patched: pytest.MonkeyPatch, limit: int) -> None:
+    """The way back ends before its step with this number."""
+    left = [limit]
+
+    def cutting(real: Any) -> Any:
+        def one(*words: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(*words)
+
+        return one
+
+    for module, name in ((restore, "_rename"), (snapshots_aside, "_move"), (snapshots_aside, "write_json")):
+        patched.setattr(module, name, cutting(getattr(module, name)))
+
+
+@pytest.mark.parametrize("missing", ["", "n8n-content.json"])
+def test_what_people_have_worked_with_lies_aside_wherever_its_way_back_is_cut_off(
+    missing: str, first: SmallBox, second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing:
+        (second.var / missing).unlink()
+    before, spec = second.content(), second.restore_spec(file)
+    points = 0
+    for limit in range(20):
+        restore.stage(spec, silent)
+        restore.swap(spec, silent)
+        worked(second)
+        days_later(second)
+        with monkeypatch.context() as patched:
+            cut_at(patched, limit)
+            try:
+                restore.revert(spec, silent)
+            except KeyboardInterrupt:
+                points += 1
+        restore.revert(spec, silent)
+        row, folder = aside(second)
+        assert apart(second.content()) == before, limit
+        assert (row["kind"], row["role"], row["bytes"] > 1000) == ("restore", "restore", True)
+        with contextlib.closing(sqlite3.connect(folder / "open_webui/webui.db")) as opened:
+            assert opened.execute("SELECT count(*) FROM chat WHERE path = 'of that week'").fetchone() == (1,), limit
+        assert (folder / "n8n/files/of that week").exists()
+        assert (folder / "n8n-content.json").read_text() == "of that week"
+        keys = {path.name: path.read_bytes() for path in first.secrets.iterdir()}
+        assert keys.items() <= {path.name: path.read_bytes() for path in (folder / "secrets").iterdir()}.items()
+        assert stat.S_IMODE((folder / "secrets").stat().st_mode) == 0o700
+        told = {"lock": spec["lock"], "state": "/nonexistent", "var": spec["var"], "ids": [row["id"]]}
+        snapshots.drop(told, silent)
+        assert second.content() == before, "and on demand it goes"
+        if limit >= points:
+            break
+    assert points >= 10
+
+
+def test_a_restore_that_is_taken_back_at_once_keeps_nothing(second: SmallBox, file: str) -> None:
+    before, spec = second.content(), second.restore_spec(file)
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    worked(second)
+    assert restore.revert(spec, silent)["data"]["replaced"] == []
+    assert second.content() == before
+
+
+def test_a_run_that_takes_back_what_filled_the_disk_keeps_nothing(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, spec = second.content(), second.restore_spec(file)
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    days_later(second)
+    full = shutil.disk_usage(second.var)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert restore.revert({**spec, "mine": True}, silent)["data"]["replaced"] == []
+    assert second.content() == before
+
+
+def test_what_cannot_be_kept_aside_is_not_taken_away(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, spec = second.content(), second.restore_spec(file)
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    worked(second)
+    days_later(second)
+    after, real = second.content(), snapshots_aside._move
+
+    def last_fails(place: str, path: str) -> None:
+        if place == str(second.secrets):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(place, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots_aside, "_move", last_fails)
+        with pytest.raises(StepError, match="since the restore cannot be kept aside") as caught:
+            restore.revert(spec, silent)
+    assert caught.value.code == "disk-full"
+    assert apart(second.content()) == after
+    assert restore.revert(spec, silent)["data"]["reverted"]
+    assert apart(second.content()) == before
+
+
+def test_after_a_start_of_the_machine_it_is_told_where_it_lies(second: SmallBox, file: str) -> None:
+    spec = second.restore_spec(file)
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    worked(second)
+    days_later(second)
+    told = restore.recover(spec, silent)
+    row, folder = aside(second)
+    assert told.endswith(f"as it was before it; what was there since is kept in {', '.join(row['paths'])}")
+    assert str(folder / "n8n") in row["paths"]
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import RunError
 from .output import confirm, emit_json, note, say
 from .progress import Progress
+from .rollback import held
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 
 def what_goes(
-    plan: Plan, purge: bool, packages: list[str], pulled: list[str] | None = None
+    plan: Plan, purge: bool, packages: list[str], pulled: list[str] | None = None, aside: list[str] | None = None
 ) -> tuple[list[str], list[str]]:
     """What is removed and what stays, in words."""
     layout = plan.layout
     goes = [f"services and units {layout.prefix}-*", f"programs in {layout.opt}"]
     kept = [f"data and models in {layout.var}", f"configuration and secrets in {layout.etc}"]
+    if aside:
+        kept.append(f"data that was kept aside: {', '.join(aside)}")
     if plan.system:
         kept.append(f"the accounts {layout.prefix}-* that own them")
     if plan.adopted is not None:
@@ -55,6 +58,11 @@ def pulled_into_adopted(site: Site, plan: Plan) -> list[str]:
     return [row["model"] for row in found["models"]]
 
 
+def elsewhere(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
+    """What ways back have kept aside on another disk than the box's own data."""
+    return [path for row in rows for path in row["paths"] if not path.startswith(f"{plan.layout.var}/")]
+
+
 @click.command()
 @target_options
 @click.option("-y", "--yes", is_flag=True, help="Go on without being asked.")
@@ -71,7 +79,8 @@ def down(
     with open_site(settings, sudo_password_file, doing="down") as site:
         plan = site.recorded_plan()
         packages = list((site.state.manifest or {}).get("packages_added", []))
-        goes, stays = what_goes(plan, purge, packages, pulled_into_adopted(site, plan))
+        aside = elsewhere(plan, held(site, plan)["replaced"])
+        goes, stays = what_goes(plan, purge, packages, pulled_into_adopted(site, plan), aside)
         if not as_json:
             for title, lines in (("Will be removed", goes), ("Stays", stays)):
                 if lines:

@@ -16,7 +16,7 @@ from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
 from .backup import told
 from .output import confirm, emit_json, note, say
 from .progress import Progress
-from .restore import again, bring_runner, fill, said, take_back
+from .restore import again, bring_runner, fill, let_go, said, take_back
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -147,15 +147,15 @@ class Importing:
     def take_back(self, why: OwnstackError) -> RunError:
         """Put back what was there; the error that says why."""
         from ..engine import imports
+        from .upgrade_run import aside
 
-        self.step("restore.revert", units=imports.stopped(self.old, self.kind))
+        back = self.step("restore.revert", units=imports.stopped(self.old, self.kind), mine=True)
         again(self.site, self.old, self.listen)
         if self.kind == "open_webui":
-            with contextlib.suppress(RunError):  # empty collections harm nobody
-                self.site.session.step("qdrant.drop", imports.drop_spec(self.old, self.plan.vectors))
+            let_go(self.site, self.old, self.plan.vectors, back, self.listen)
         return RunError(
             f"{self.found['label']} was not imported: {why.message}",
-            hint="the box is as it was before, with its own data; where it came from nothing was changed",
+            hint=f"the box is as it was before, with its own data{aside(back)}; where it came from nothing was changed",
             code="import-reverted",
         )
 

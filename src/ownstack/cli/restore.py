@@ -103,11 +103,13 @@ class Restoring:
 
     def take_back(self, why: str) -> RunError:
         """Put back what was there; the error that says why."""
-        self.step("restore.revert")
+        from .upgrade_run import aside
+
+        back = self.step("restore.revert", mine=True)
         again(self.site, self.old, self.listen)
         return RunError(
             f"the backup was not restored: {why}",
-            hint="the box is as it was before, with its own data",
+            hint=f"the box is as it was before, with its own data{aside(back)}",
             code="restore-reverted",
         )
 
@@ -159,6 +161,7 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     """Where a restore was cut off: put back what was there before it. Whether there was one."""
     from ..engine import backups
     from ..engine.preflight import read_state
+    from .upgrade_run import aside
 
     work = site.state.work.get("restore", {})
     pending = work.get("status") in PENDING
@@ -171,16 +174,32 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
         site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
         note("a restore was cut off: what it had laid ready or aside is gone")
         return False
-    site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
+    back = site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
     site.state = read_state(site.session, plan.layout)
     now = site.recorded_plan()
     again(site, now, listen)
     if now.vectors != plan.vectors and now.has("qdrant"):  # of an import: what was indexed until then
-        with contextlib.suppress(RunError):
-            told_drop = {"url": backups.qdrant_url(now), "secrets_dir": now.layout.secrets, "prefixes": [plan.vectors]}
-            site.session.step("qdrant.drop", told_drop)
-    note(f"{'an import' if work.get('import') else 'a restore'} was cut off: the box is as it was before it")
+        let_go(site, now, plan.vectors, back, listen)
+    what = "an import" if work.get("import") else "a restore"
+    note(f"{what} was cut off: the box is as it was before it{aside(back)}")
     return True
+
+
+def let_go(site: Site, plan: Plan, vectors: str, back: dict[str, Any], listen: Listen) -> None:
+    """Collections of an import that was taken back. Where its documents are kept aside, `up --prune` has them later."""
+    from ..engine import imports
+    from ..engine.apply import execute
+    from ..kit import activate
+
+    activate()
+    from deploy import remember
+
+    if back.get("replaced"):
+        left = {*(site.state.manifest or {}).get("old_vectors", ()), vectors}
+        execute(site.session, remember, listen, plan=plan, values={"old_vectors": sorted(left)})
+        return
+    with contextlib.suppress(RunError):  # empty collections harm nobody
+        site.session.step("qdrant.drop", imports.drop_spec(plan, vectors))
 
 
 def bring_runner(site: Site, plan: Plan) -> None:

@@ -39,9 +39,10 @@ def told(row: dict[str, Any]) -> str:
 def told_replaced(row: dict[str, Any]) -> str:
     """One line on what lies aside."""
     made = datetime.datetime.fromtimestamp(row["created"])
-    what = "way back" if row["kind"] == "rollback" else "upgrade"
+    what = "way back" if row["kind"] == "rollback" else row["kind"]
     where = ", ".join(row["paths"])
-    return f"{row['role']}, replaced {made:%Y-%m-%d %H:%M} when its {what} was put back: {size(row['bytes'])}, {where}"
+    whose = "the box" if row["kind"] == "restore" else row["role"]
+    return f"{whose}, replaced {made:%Y-%m-%d %H:%M} when its {what} was put back: {size(row['bytes'])}, {where}"
 
 
 def public(row: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +197,8 @@ def _discard(site: Site, plan: Plan, service: str, yes: bool, as_json: bool) -> 
     from ..engine.upgrades import place
     from ..upgrading import role_named
 
-    wanted = role_named(plan, service) if service else ""
+    # what a restore has put in the place of the data is of no one service
+    wanted = role_named(plan, service) if service not in ("", "restore") else service
     there = held(site, plan)
     rows, gone = ([row for row in there[name] if not wanted or row["role"] == wanted] for name in there)
     if not as_json:

@@ -13,6 +13,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import time
 import urllib.parse
 from typing import Any
 
@@ -33,7 +34,7 @@ WAIT_S = 60.0  # for a step over here that goes on after its run was cut off
 
 def _note(spec: Spec, status: str, **more: Any) -> None:
     path = spec["state"]
-    write_json(path, {**read_json(path, {}), "status": status, **more})
+    write_json(path, {**read_json(path, {}), "status": status, "time": time.time(), **more})
 
 
 def _status(spec: Spec) -> str:
@@ -178,12 +179,14 @@ def swap(spec: Spec, emit: Emit) -> Result:
     with alone(spec["lock"]):
         if _status(spec) != "staged":
             raise StepError("nothing is laid ready", hint="run `ownstack restore` again", code="restore-pending")
-        items = read_json(spec["state"])["items"]
+        staged = read_json(spec["state"])
+        items = staged["items"]
         shutil.copy2(spec["manifest"], os.path.join(_room(spec), "old.manifest.json"))
         for item in items:
             item["had"] = os.path.lexists(item["place"])
         _keep_configuration(spec)
-        _note(spec, "swapping", items=items)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        _note(spec, "swapping", items=items, id=f"{'import' if staged.get('import') else 'restore'}-{stamp}")
         progress(emit, "stopping the services")
         manager(spec).stop(spec["units"])
         try:
@@ -253,10 +256,14 @@ def _rename(source: str, target: str) -> None:
 
 
 def revert(spec: Spec, emit: Emit) -> Result:
-    """Put back what was there before `swap`; may be run again at any time. spec: as for `swap`.
+    """Put back what was there before `swap`; may be run again at any time.
 
-    A step of a run that was cut off may go on for a moment, and is waited for.
+    spec: as for `swap`, and mine (by the run that made the exchange; may be left out). A step of a run that was cut off
+    may go on for a moment, and is waited for. data: reverted, replaced (where the data lies that people may have worked
+    with since).
     """
+    from .snapshots_aside import exchanged, fills, lying, set_aside, worked_with
+
     with alone(spec["lock"], WAIT_S):
         if _status(spec) not in PENDING:
             if _status(spec):
@@ -264,7 +271,11 @@ def revert(spec: Spec, emit: Emit) -> Result:
             return {"changed": False, "data": {"reverted": False}}
         if spec["units"]:
             manager(spec).stop(spec["units"])
-        for item in read_json(spec["state"])["items"]:
+        now = read_json(spec["state"])
+        folder, about = exchanged(spec["var"], now)
+        if worked_with(now.get("time", 0)) and not (spec.get("mine") and fills(spec["var"])):
+            set_aside(folder, about)
+        for item in now["items"]:
             if os.path.lexists(item["aside"]):
                 _remove(item["place"])
                 _rename(item["aside"], item["place"])
@@ -276,7 +287,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
             os.replace(old, spec["manifest"])
             sync_folder(spec["var"])
         _end(spec, "reverted")
-    return {"changed": True, "data": {"reverted": True}}
+    return {"changed": True, "data": {"reverted": True, "replaced": lying(folder)}}
 
 
 def recover(spec: Spec, emit: Emit) -> str:
@@ -288,10 +299,11 @@ def recover(spec: Spec, emit: Emit) -> str:
         return ""
     boss = manager(spec)
     up = [unit for unit, now in zip(spec["units"], boss.status(spec["units"])) if now["active"]]
-    revert({**spec, "units": up}, emit)
+    paths = revert({**spec, "units": up}, emit)["data"]["replaced"]
     if up:
         boss.start(up)
-    return "a restore had been cut off: the box is as it was before it"
+    aside = f"; what was there since is kept in {', '.join(paths)}" if paths else ""
+    return f"a restore had been cut off: the box is as it was before it{aside}"
 
 
 def finish(spec: Spec, emit: Emit) -> Result:

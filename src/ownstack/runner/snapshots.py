@@ -20,7 +20,7 @@ from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folde
 from .disk import weigh
 from .managers import manager
 from .restore import _remove
-from .snapshots_aside import drop_replaced, lying, replaced, set_aside, worked_with
+from .snapshots_aside import SPARE, drop_replaced, fills, lying, replaced, set_aside, worked_with
 from .snapshots_counts import counts
 from .snapshots_data import (
     FULL,
@@ -38,7 +38,6 @@ from .snapshots_rehearsal import rehearsal
 
 PENDING = ("taking", "taken", "passed")
 ABOUT = "snapshot.json"
-SPARE = 64 << 20
 AGAIN = "`ownstack up` puts back what was there"
 
 
@@ -205,18 +204,14 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if now["status"] == "taking":
             _drop(folder)  # first: a disk that it filled has no space for the word
         else:
-            if worked_with(now["time"]) and not _fills(spec):
+            # a run that takes back what has just filled the disk: the earlier version needs that space
+            if worked_with(now["time"]) and not ("id" in spec and fills(spec["var"])):
                 set_aside(folder, now)
             _put_back(spec, folder, now)
         _note(spec, "reverted")
         _drop(folder)
         more = {"begun": now["status"] == "taken", "replaced": lying(folder)}
     return {"changed": True, "data": {"reverted": True, **more, **_told(now)}}
-
-
-def _fills(spec: Spec) -> bool:
-    """Whether a run takes back what has just filled the disk: the earlier version needs that space."""
-    return "id" in spec and shutil.disk_usage(spec["var"]).free < SPARE
 
 
 def _put_back(spec: Spec, folder: str, now: dict[str, Any]) -> None:
@@ -383,6 +378,15 @@ def drop(spec: Spec, emit: Emit) -> Result:
     return {"changed": bool(there), "data": {"removed": there}}
 
 
+def forget(spec: Spec, emit: Emit) -> Result:
+    """Remove all that ways back have kept aside, wherever it lies: before the box itself goes. spec: var."""
+    paths = [path for row in replaced(spec["var"]) for path in row["paths"]]
+    if not spec.get("dry"):
+        for row in replaced(spec["var"]):
+            drop_replaced(_folder(spec, row["id"]))
+    return {"changed": bool(paths), "data": {"removed": paths}}
+
+
 def _drop(folder: str) -> None:
     """A snapshot first stops being one, then goes."""
     with contextlib.suppress(FileNotFoundError):
@@ -396,6 +400,7 @@ STEPS = {
     "commit": commit,
     "counts": counts,
     "drop": drop,
+    "forget": forget,
     "held": held,
     "put": put,
     "rehearsal": rehearsal,
