@@ -47,6 +47,16 @@ class Keep:
     records: tuple[str, ...] = ()  # what the kit remembers of it, below the box's own data folder
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """Data that only one secret opens: while it is there, no other secret is made in the place of a lost one."""
+
+    secret: str
+    data: tuple[str, ...]  # names below the role's data folder
+    held_in: tuple[str, str]  # the JSON file there, and its key, in which the service keeps the secret too
+    code: str  # of the error
+
+
 def no_steps(plan: Plan, tag: str) -> list[dict[str, Any]]:
     return []
 
@@ -71,6 +81,7 @@ class Role:
     model_steps: Callable[[Plan, str], list[dict[str, Any]]] = no_steps
     # what a backup holds of its data folder; None: nothing, or (Qdrant, models) by means of their own
     keep: Keep | None = None
+    sealed: Sealed | None = None
     # resident memory beside models, idle, and disk taken by programs; measured, for the plan
     memory_bytes: int = 0
     disk_bytes: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ownstack.engine import operations, units
 from ownstack.engine.operations import Account, Directory
 from ownstack.engine.role_tasks import downloads, manifest_values, retire
@@ -50,7 +52,10 @@ def install(plan: Plan) -> None:
         step_name="secrets.ensure",
         spec={
             "secrets_dir": plan.layout.secrets,
-            "secrets": [{**secret.model_dump(), "services": _users(plan, secret)} for secret in plan.secrets],
+            "secrets": [
+                {**secret.model_dump(), "services": _users(plan, secret), "opens": _opens(plan, secret)}
+                for secret in plan.secrets
+            ],
             "active_dir": units.active_dir(plan),
         },
     )
@@ -78,6 +83,16 @@ def _users(plan: Plan, secret: SecretRef) -> list[str]:
         if any(secret.mark in file.content for file in role.files(plan))
         for service in role.services(plan)
     ]
+
+
+def _opens(plan: Plan, secret: SecretRef) -> dict[str, Any]:
+    """What only this secret opens, as paths."""
+    for role in roles_of(plan):
+        if role.sealed is not None and role.sealed.secret == secret.name:
+            folder, sealed = plan.layout.data(role.name), role.sealed
+            held = [f"{folder}/{sealed.held_in[0]}", sealed.held_in[1]]
+            return {"data": [f"{folder}/{name}" for name in sealed.data], "held_in": held, "code": sealed.code}
+    return {}
 
 
 def _accounts(plan: Plan) -> list[Account]:
@@ -132,6 +147,10 @@ def remove(plan: Plan, purge: bool, packages: list[str]) -> None:
     if plan.manager == "supervisord":
         operations.step(
             name="Base: end supervisord", plan=plan, step_name="box.shutdown", spec=dict(units.process(plan))
+        )
+    if purge:  # what lies on another disk does not go with the box's folders
+        operations.step(
+            name="Base: data kept aside", plan=plan, step_name="snapshots.forget", spec={"var": plan.layout.var}
         )
     accounts = _ever(plan) if purge and plan.system else []
     operations.farewell(name=f"{ROLE.title}: remove", plan=plan, purge=purge, accounts=accounts, packages=packages)

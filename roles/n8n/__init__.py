@@ -11,7 +11,7 @@ from ownstack.engine.render import render
 from ownstack.engine.served import chat_model
 from ownstack.kit import data_path, load_toml
 from ownstack.plan import ConfigFile, Plan, SecretRef, Service
-from roles import Keep, Role
+from roles import Keep, Role, Sealed
 
 NAME = "n8n"
 # Parts of n8n that call its vendor, need a licence, or need services that the box does not have.
@@ -213,6 +213,12 @@ ROLE = Role(
         skip=(".cache", "*.log"),
         sealed=(".n8n/config",),
         records=("n8n-content.json",),
+    ),
+    sealed=Sealed(
+        secret=ENCRYPTION_KEY.name,
+        data=(".n8n/config", ".n8n/database.sqlite"),
+        held_in=(".n8n/config", "encryptionKey"),
+        code="n8n-key",
     ),
     # idle after some use, shared memory counted once: n8n 430 MiB, its task runner 90 MiB (365 MiB after the start)
     memory_bytes=520 * 2**20,

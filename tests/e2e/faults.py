@@ -384,12 +384,18 @@ def no_secret(bench: Bench) -> Iterator[str]:
     yield bench.run(f"ls {ETC}/secrets/qdrant_api_key 2>&1 || true")
 
 
-@fault("n8n's key is gone", "n8n-key", says="put the right key back")
+@fault("n8n's key is gone", "n8n-key", says="no other one is made.*put the right key back.*as `encryptionKey` in /")
 def no_key(bench: Bench) -> Iterator[str]:
     path = f"{ETC}/secrets/n8n_encryption_key"
     bench.run(f"mv {path} /root/key")
+    units = " ".join(f"ownstack-{name}" for name in ("qdrant", "open-webui", "n8n"))
+    before = bench.run(f"systemctl show -p MainPID --value {units}")
     yield bench.run(f"ls {path} 2>&1 || true")
+    after = bench.run(f"systemctl show -p MainPID --value {units}")
+    made = bench.run(f"ls {path} 2>/dev/null || true")
     bench.run(f"mv /root/key {path}")
+    assert not made, "no other key was made"
+    assert after == before, "the services run on"
 
 
 @fault("the link to a program leads nowhere", "heals")

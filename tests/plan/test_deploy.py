@@ -338,6 +338,15 @@ def specs(seen: Seen, step: str) -> list[dict[str, Any]]:
     return found
 
 
+def test_n8ns_key_alone_is_never_made_anew_while_its_data_is_there() -> None:
+    made = plan("bare-server")
+    (told,) = specs(run(made)[1], "secrets.ensure")
+    opens = {secret["name"]: secret["opens"] for secret in told["secrets"] if secret["opens"]}
+    folder = f"{made.layout.data('n8n')}/.n8n"
+    data = [f"{folder}/config", f"{folder}/database.sqlite"]
+    assert opens == {"n8n_encryption_key": {"data": data, "held_in": [data[0], "encryptionKey"], "code": "n8n-key"}}
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_is_downloaded_beforehand_is_what_releases_take(machine: str) -> None:
     """A file that no release takes would be fetched again at every run."""

@@ -76,6 +76,52 @@ def test_an_empty_secret_is_never_made_anew_while_it_may_be_in_use(folder: Path)
     assert (folder / "key").read_text() == ""
 
 
+def opening(folder: Path, data: Path) -> dict[str, Any]:
+    """The first secret opens data, as n8n's key does."""
+    opens = {
+        "data": [str(data / "config"), str(data / "database.sqlite")],
+        "held_in": [str(data / "config"), "encryptionKey"], "code": "n8n-key",
+    }  # fmt: skip
+    return {"secrets_dir": str(folder), "secrets": [{**WANTED[0], "services": ["n8n"], "opens": opens}, *WANTED[1:]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "copy"),
+    [
+        ("config", '{"encryptionKey": "CANARY"}', True),
+        ("config", "{", False),
+        ("config", "[]", False),
+        ("database.sqlite", "rows", False),
+    ],
+)
+def test_what_opens_data_is_never_made_anew_while_the_data_is_there(
+    name: str, text: str, copy: bool, folder: Path, tmp_path: Path
+) -> None:
+    data, active = tmp_path / "n8n", tmp_path / "active"
+    for path in (data, active):
+        path.mkdir()
+    (active / "n8n").touch()
+    (data / name).write_text(text)
+    told = {**opening(folder, data), "active_dir": str(active)}
+    for spec in ({**told, "dry": True}, told):
+        with pytest.raises(StepError, match="no other one is made") as caught:
+            secrets.ensure(spec, silent)
+        assert caught.value.code == "n8n-key"
+        assert f"put the right key back into {folder}/key" in caught.value.hint
+        assert (f"`encryptionKey` in {data}/config" in caught.value.hint) == copy
+        assert "CANARY" not in caught.value.hint + caught.value.message
+        assert list(folder.iterdir()) == [], "nothing was made at all"
+        assert (active / "n8n").exists(), "what runs is not started anew"
+    (folder / "key").write_text("put back\n")
+    assert secrets.ensure(told, silent)["data"]["made"] == ["salt", "password"]
+    assert (folder / "key").read_text() == "put back\n"
+
+
+def test_what_opens_data_is_made_where_there_is_no_data_yet(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "n8n").mkdir()
+    assert "key" in secrets.ensure(opening(folder, tmp_path / "n8n"), silent)["data"]["made"]
+
+
 @pytest.mark.parametrize("name", ["../key", "a/b", "", "Key", "key\n", ".hidden"])
 def test_names_are_plain(name: str, folder: Path) -> None:
     with pytest.raises(StepError):

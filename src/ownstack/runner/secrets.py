@@ -8,7 +8,7 @@ import re
 import secrets as random
 import string
 
-from .core import Emit, Result, Spec, StepError, write_file
+from .core import Emit, Result, Spec, StepError, read_json, write_file
 
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 MARK = re.compile(r"@@secret:([a-z0-9_]+)@@")
@@ -57,12 +57,16 @@ def make(kind: str, length: int) -> str:
 def ensure(spec: Spec, emit: Emit) -> Result:
     """Make the secrets that do not exist yet; never touch one that does.
 
-    spec: secrets_dir, secrets: [{name, kind, length, services}], and active_dir: services that run with a secret that
-    was lost are to start anew.
+    spec: secrets_dir, secrets: [{name, kind, length, services, opens}], and active_dir: services that run with a secret
+    that was lost are to start anew. opens: {data (paths), held_in (a JSON file, its key), code}: data that no other
+    secret opens. Raises StepError where that is there and the secret is not; none is made then.
     """
     folder = spec["secrets_dir"]
     made = []
     missing = [s for s in spec["secrets"] if not has_secret(folder, s["name"])]
+    for secret in missing:
+        if secret.get("opens"):
+            _still_needed(folder, secret["name"], **secret["opens"])
     if missing and not spec.get("dry"):
         marks = spec.get("active_dir", "")
         for name in {name for secret in missing for name in secret.get("services", ())}:
@@ -72,6 +76,23 @@ def ensure(spec: Spec, emit: Emit) -> Result:
             write_secret(folder, secret["name"], make(secret["kind"], secret["length"]))
             made.append(secret["name"])
     return {"changed": bool(missing), "data": {"made": made}}
+
+
+def _still_needed(folder: str, name: str, data: list[str], held_in: list[str], code: str) -> None:
+    """Raises StepError where data is there that was made with a secret which is gone."""
+    there = next((path for path in data if os.path.lexists(path)), None)
+    if there is None:
+        return
+    file, key = held_in
+    held = read_json(file)
+    own = isinstance(held, dict) and bool(held.get(key))
+    raise StepError(
+        f"{there} was made with the secret {name}, which is gone: no other one is made, because it could decrypt "
+        "nothing of what is stored",
+        hint=f"put the right key back into {secret_path(folder, name)} "
+        f"({f'the data has it too, as `{key}` in {file}' if own else 'from a backup'}), then run `ownstack up`",
+        code=code,
+    )
 
 
 def filled(secrets_dir: str, content: str) -> bytes:
