@@ -486,9 +486,12 @@ def test_what_a_cut_off_restore_had_put_in_place_is_named_and_discarded_alone(
     before = machines.box(machines.plan())
     monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
     box.state = before.model_copy(update={"work": {"restore": {"status": "swapped"}}})
-    monkeypatch.setitem(standing.ANSWERS, "restore.revert", {"reverted": True, "replaced": [path]})
+    monkeypatch.setitem(standing.ANSWERS, "restore.revert", {"reverted": True, "replaced": [path], "role": "restore"})
     assert run(["up", "--yes"]) == 0
-    assert f"before it; what was there since is kept in {path} (`ownstack rollback" in capsys.readouterr().err
+    assert (
+        f"before it; what was there since is kept in {path} (`ownstack rollback --discard restore` removes it)"
+        in capsys.readouterr().err
+    )
     box.state = before
     row = {"id": "restore-1", "kind": "restore", "role": "restore", "created": time.time(), "paths": [path], "bytes": 9}
     other = {**row, "id": "import-1", "kind": "import", "role": "n8n"}

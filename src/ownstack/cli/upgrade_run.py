@@ -276,7 +276,8 @@ def _about(work: dict[str, Any]) -> str:
 def aside(back: dict[str, Any]) -> str:
     """What a way back has kept of the data that people may have worked with since, in words."""
     paths = ", ".join(back.get("replaced") or ())
-    return f"; what was there since is kept in {paths} (`ownstack rollback --discard` removes it)" if paths else ""
+    word = f"`ownstack rollback --discard {back.get('role', '')}".rstrip() + "`"
+    return f"; what was there since is kept in {paths} ({word} removes it)" if paths else ""
 
 
 def words(about: dict[str, Any]) -> str:

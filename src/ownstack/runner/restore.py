@@ -260,7 +260,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
 
     spec: as for `swap`, and mine (by the run that made the exchange; may be left out). A step of a run that was cut off
     may go on for a moment, and is waited for. data: reverted, replaced (where the data lies that people may have worked
-    with since).
+    with since), role (by which it is discarded).
     """
     from .snapshots_aside import exchanged, fills, lying, set_aside, worked_with
 
@@ -287,7 +287,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
             os.replace(old, spec["manifest"])
             sync_folder(spec["var"])
         _end(spec, "reverted")
-    return {"changed": True, "data": {"reverted": True, "replaced": lying(folder)}}
+    return {"changed": True, "data": {"reverted": True, "replaced": lying(folder), "role": about["role"]}}
 
 
 def recover(spec: Spec, emit: Emit) -> str:
