@@ -44,9 +44,10 @@ def session(host: Host, user: str) -> Iterator[Session]:
             os.environ["HOME"] = before
 
 
-# What 0.5 s (the aim, on a machine that has nothing else to do) is in starts of a small program on the same host.
-STARTS = 500
-REFERENCE = f"i=0; while [ $i -lt {STARTS // 2} ]; do /bin/true; i=$((i+1)); done"
+# 0.5 s (the aim, on a machine that has nothing else to do) are some 500 starts of a small program on the same host.
+# Three times as many are let pass here, where other tests have the processors too; tools/performance.py measures.
+STARTS = 1500
+REFERENCE = f"i=0; while [ $i -lt {STARTS // 6} ]; do /bin/true; i=$((i+1)); done"
 
 
 def timed(opened: Session, round_trips: int) -> RawProbe:
@@ -71,8 +72,8 @@ def timed(opened: Session, round_trips: int) -> RawProbe:
             raw = collect(opened)
             best = min(best, time.perf_counter() - start)
         assert calls == number * round_trips
-    print(f"{best:.3f} s over an open connection, {round_trips} round trips; {STARTS} starts {reference * 2:.3f} s")
-    assert best <= reference * 2
+    print(f"{best:.3f} s over an open connection, {round_trips} round trips; {STARTS} starts {reference * 6:.3f} s")
+    assert best <= reference * 6
     return raw
 
 
