@@ -112,6 +112,7 @@ class Network:
 
     def attach(self, name: str, folder: Path) -> Uplink:
         """A new namespace on the bridge; `folder` gets the record by which it is removed again."""
+        _forward()  # whatever may have stopped it meanwhile
         octet = next(self.octets)
         link = Uplink(
             name=f"ownstack-{self.slot}-{name}",
