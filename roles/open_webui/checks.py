@@ -8,6 +8,9 @@ from ownstack.plan import Plan
 from ownstack.verify.check import Check, Context, Outcome
 from roles.open_webui import NAME, configure_spec, identity, owned, qdrant_url, url
 
+# as well as 200: no password is kept, its owner lets people in by other ways alone, or it was asked too often
+SIGNED_IN = (None, 200, 403, 429)
+
 
 def refuses(context: Context) -> Outcome:
     data = context.step("open_webui.refuses", url=url(context.plan))
@@ -38,7 +41,10 @@ def signup(context: Context) -> Outcome:
 
 def kit_account(context: Context) -> Outcome:
     data = context.step("open_webui.models", **identity(context.plan))
-    return Outcome.ok("the kit's own account works", models=len(data["models"]))
+    status = context.step("open_webui.sign_in", **identity(context.plan))["status"]
+    if status not in SIGNED_IN:
+        return Outcome.failed(f"nobody can sign in: Open WebUI answers {status}", status=status)
+    return Outcome.ok("the kit's own account works", models=len(data["models"]), status=status)
 
 
 def models(context: Context) -> Outcome:

@@ -140,7 +140,7 @@ def refused(ownstack: Ownstack, *words: str) -> dict[str, str]:
 def test_an_open_webui_that_is_in_use_moves_in(
     box: Host, plan: Plan, ownstack: Ownstack, theirs: dict[str, Any]
 ) -> None:
-    old = ownstack.first_password("open_webui")
+    old, pending = ownstack.first_password("open_webui"), ownstack.json("plan")["changes"]
     found = ownstack.json("import", "/srv/webui", "--yes")
     print(f"imported Open WebUI in {found['seconds']} s")
     assert found["holds"] == {"accounts": 2, "chats": 1, "files": 1, "knowledge collections": 1}
@@ -160,7 +160,7 @@ def test_an_open_webui_that_is_in_use_moves_in(
     assert now["ui.banners"] == [{"id": "mine"}], "what the kit does not own stays as it was there"
     assert box.output("ls /var/lib/ownstack | grep restore; ls /etc/ownstack | grep restore; true") == ""
     assert box.output("find /var/lib/ownstack/open_webui ! -user ownstack-open-webui") == ""
-    assert ownstack.json("plan")["changes"] == []
+    assert ownstack.json("plan")["changes"] == pending
     assert "imported" in ownstack("password", "open-webui").stdout
     status, _ = web(box, elsewhere(plan), "GET", f"/api/v1/chats/{theirs['chat']}", token=theirs["token"])
     assert status == 200, "where it came from it goes on"
@@ -211,7 +211,7 @@ def test_an_n8n_with_its_own_key_moves_in_over_ssh(
 ) -> None:
     here = tmp_path / "volume"
     shutil.copytree(box.root / "srv/n8n/.n8n", here)
-    before, data = state(here), dump(box)
+    before, data, pending = state(here), dump(box), ownstack.json("plan")["changes"]
     other = tmp_path / "key"
     other.write_text("another-key-than-theirs\n")
     assert refused(ownstack, str(here), "--key-file", str(other))["code"] == "import-key"
@@ -232,7 +232,7 @@ def test_an_n8n_with_its_own_key_moves_in_over_ssh(
     assert box.output("cat /etc/ownstack/secrets/n8n_encryption_key") == KEY
     left = "find /var/lib/ownstack/n8n ! -user ownstack-n8n; ls /var/lib/ownstack/work | grep import; true"
     assert box.output(left) == ""
-    assert ownstack.json("plan")["changes"] == []
+    assert ownstack.json("plan")["changes"] == pending
     assert refused(ownstack, "postgresql://n8n:word@db/n8n")["code"] == "import-postgres"
 
 

@@ -327,6 +327,14 @@ def test_a_shorter_context_is_amber() -> None:
     assert status({"a model of the user's": 512}) == "ok"
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(200, "ok"), (403, "ok"), (429, "ok"), (None, "ok"), (500, "failed"), (400, "failed"), (0, "failed")],
+)
+def test_a_key_that_works_is_not_enough_somebody_has_to_be_able_to_sign_in(answer: int | None, status: str) -> None:
+    assert checks.kit_account(Target(a_plan(), models=OFFERED, sign_in={"status": answer})).status == status
+
+
 CHATTED = {"model": "qwen:8b", "characters": 5, "prompt_tokens": 3, "answer_tokens": 2, "seconds": 1.0}
 OFFERED = {"models": ["embed:latest", "qwen:8b", "small:1b"], "num_ctx": {}}
 
