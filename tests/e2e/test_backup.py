@@ -411,6 +411,7 @@ def test_the_timer_makes_and_tries_them_and_goes_when_it_is_told(
     assert ownstack.json("plan")["changes"] == pending
 
 
+@pytest.mark.slow
 def test_a_backup_with_a_foreign_key_is_sound_to_look_at_and_its_drill_fails(
     box: Host, ownstack: Ownstack, data: dict[str, Any], key: Key, tmp_path: Path
 ) -> None:
@@ -489,6 +490,7 @@ def nothing_lies_about(box: Host) -> None:
     assert box.output("ls /var/lib/ownstack | grep restore; ls /etc/ownstack | grep restore; true") == ""
 
 
+@pytest.mark.slow
 def test_a_restore_that_fails_half_way_is_taken_back(
     box: Host, plan: Plan, ownstack: Ownstack, lost: Lost, key: Key, tmp_path: Path
 ) -> None:
