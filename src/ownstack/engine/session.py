@@ -41,7 +41,7 @@ READING = frozenset(
         "backup.find", "backup.state", "backup.verify", "box.disk", "box.logs", "box.memory", "box.missing",
         "box.ports", "box.state",
         "files.differences", "gpu.settled", "gpu.state", "ollama.leftovers", "ollama.list", "open_webui.drift",
-        "qdrant.of",
+        "open_webui.sign_in", "qdrant.of", "snapshots.held",
     )
 )  # fmt: skip
 # steps that put back what was there: a journal that cannot be written, on a full disk say, keeps nobody from it
