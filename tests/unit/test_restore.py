@@ -242,10 +242,16 @@ def test_what_people_have_worked_with_lies_aside_wherever_its_way_back_is_cut_of
     assert points >= 10
 
 
-def test_a_restore_that_is_taken_back_at_once_keeps_nothing(second: SmallBox, file: str) -> None:
-    before, spec = second.content(), second.restore_spec(file)
+def exchanged(second: SmallBox, file: str) -> dict[str, Any]:
+    """A backup in the place of the box's data, not yet kept for good; the specification of its way back."""
+    spec = second.restore_spec(file)
     restore.stage(spec, silent)
     restore.swap(spec, silent)
+    return spec
+
+
+def test_a_restore_that_is_taken_back_at_once_keeps_nothing(second: SmallBox, file: str) -> None:
+    before, spec = second.content(), exchanged(second, file)
     worked(second)
     assert restore.revert(spec, silent)["data"]["replaced"] == []
     assert second.content() == before
@@ -254,9 +260,7 @@ def test_a_restore_that_is_taken_back_at_once_keeps_nothing(second: SmallBox, fi
 def test_a_run_that_takes_back_what_filled_the_disk_keeps_nothing(
     second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, spec = second.content(), second.restore_spec(file)
-    restore.stage(spec, silent)
-    restore.swap(spec, silent)
+    before, spec = second.content(), exchanged(second, file)
     days_later(second)
     full = shutil.disk_usage(second.var)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
@@ -267,9 +271,7 @@ def test_a_run_that_takes_back_what_filled_the_disk_keeps_nothing(
 def test_what_cannot_be_kept_aside_is_not_taken_away(
     second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, spec = second.content(), second.restore_spec(file)
-    restore.stage(spec, silent)
-    restore.swap(spec, silent)
+    before, spec = second.content(), exchanged(second, file)
     worked(second)
     days_later(second)
     after, real = second.content(), snapshots_aside._move
@@ -290,9 +292,7 @@ def test_what_cannot_be_kept_aside_is_not_taken_away(
 
 
 def test_after_a_start_of_the_machine_it_is_told_where_it_lies(second: SmallBox, file: str) -> None:
-    spec = second.restore_spec(file)
-    restore.stage(spec, silent)
-    restore.swap(spec, silent)
+    spec = exchanged(second, file)
     worked(second)
     days_later(second)
     told = restore.recover(spec, silent)

@@ -406,6 +406,27 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[str]:
     return done
 
 
+def upgraded(tmp_path: Path, role: str) -> Iterator[tuple[int, Box, dict[str, Any]]]:
+    """Boxes between two versions, one for each point of cutting off: its number, and what the box held before."""
+    for limit in range(60):
+        box = Box(tmp_path / str(limit))
+        before = box.content()
+        snapshots.take(box.spec(role), silent)
+        box.changed_by_the_new_version(role)
+        yield limit, box, before
+
+
+def reverted(box: Box, monkeypatch: pytest.MonkeyPatch, limit: int) -> dict[str, Any] | None:
+    """Put back, cut off at a point; None where that point came."""
+    with monkeypatch.context() as patched:
+        cut_at(patched, limit)
+        try:
+            done: dict[str, Any] = snapshots.revert(box.place(), silent)["data"]
+        except Cut:
+            return None
+    return done
+
+
 def started_meanwhile(box: Box, role: str) -> None:
     """The machine starts again, and the program that the link names: the newer one changes whatever data is there."""
     path = box.flow / ".n8n/database.sqlite" if role == "n8n" else box.web / "webui.db"
@@ -422,19 +443,10 @@ def test_going_back_may_be_cut_off_anywhere_and_ends_the_same(
 ) -> None:
     """Also where a program starts before it is gone on with: that finds no data which was put back already."""
     points = 0
-    for limit in range(60):
-        box = Box(tmp_path / str(limit))
-        before = box.content()
-        snapshots.take(box.spec(role), silent)
-        box.changed_by_the_new_version(role)
-        with monkeypatch.context() as patched:
-            cut_at(patched, limit)
-            try:
-                snapshots.revert(box.place(), silent)
-            except Cut:
-                points += 1
-            else:
-                break
+    for limit, box, before in upgraded(tmp_path, role):
+        if reverted(box, monkeypatch, limit) is not None:
+            break
+        points += 1
         started_meanwhile(box, role)
         if box.status() == "taken":
             assert snapshots.revert(box.place(), silent)["data"]["reverted"]
@@ -455,19 +467,10 @@ def test_what_people_have_worked_with_lies_aside_wherever_it_is_cut_off(
     role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = 0
-    for limit in range(60):
-        box = Box(tmp_path / str(limit))
-        before = box.content()
-        snapshots.take(box.spec(role), silent)
-        box.changed_by_the_new_version(role)
+    for limit, box, before in upgraded(tmp_path, role):
         box.days_later()
-        with monkeypatch.context() as patched:
-            cut_at(patched, limit)
-            try:
-                done = snapshots.revert(box.place(), silent)["data"]
-            except Cut:
-                points += 1
-                done = {}
+        done = reverted(box, monkeypatch, limit)
+        points += done is None
         if box.status() == "taken":
             done = snapshots.revert(box.place(), silent)["data"]
         assert kept(box.content()) == before, limit
