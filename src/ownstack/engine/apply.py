@@ -79,8 +79,7 @@ def _journal(session: Session, names: dict[str, str]) -> type[BaseStateCallback]
             state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
         ) -> None:
             if session.alive:
-                with contextlib.suppress(RunError):  # the operation's own error is told
-                    session.note("failed", names.get(op_hash, ""))
+                session.note("failed", names.get(op_hash, ""))
 
     return Journal
 

@@ -162,9 +162,16 @@ class Session:
         self.held = Hold(self, layout, what)
 
     def note(self, event: str, step: str, **more: Any) -> None:
-        """A line into the box's journal, where this session holds the box."""
+        """A line into the box's journal, where this session holds the box.
+
+        Raises RunError where it cannot be written; not in the way of an error of a step, nor of a way back.
+        """
         if self.held is not None:
-            self.held.note(event, step, **more)
+            try:
+                self.held.note(event, step, **more)
+            except RunError:
+                if event != "failed" and step not in BACK:
+                    raise
 
     def close(self) -> None:
         if self.held is not None:
@@ -319,26 +326,18 @@ class Session:
         command = step_command(self.layout_runner, name, spec)
         noted = not (looking or name in READING or spec.get("dry"))
         if noted:
-            self._told("begin", name)
+            self.note("begin", name)
         with self.events():
             rc, out, err = self.command(command, timeout=timeout, print_output=True)
         try:
             result = read_result(name, rc, out, err)
         except RunError as error:
             if noted:
-                self._told("failed", name, code=error.code)
+                self.note("failed", name, code=error.code)
             raise
         if noted:
-            self._told("end", name, changed=bool(result["changed"]))
+            self.note("end", name, changed=bool(result["changed"]))
         return result["data"]  # type: ignore[no-any-return]
-
-    def _told(self, event: str, name: str, **more: Any) -> None:
-        """A step's line in the journal. One that cannot be written hides no error of a step and no way back."""
-        try:
-            self.note(event, name, **more)
-        except RunError:
-            if event != "failed" and name not in BACK:
-                raise
 
     @contextlib.contextmanager
     def events(self) -> Iterator[None]:

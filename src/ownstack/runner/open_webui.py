@@ -76,8 +76,12 @@ def _kit_password(spec: Spec) -> str:
     return read_secret(spec["secrets_dir"], KIT_PASSWORD)
 
 
+def _ask_in(spec: Spec, email: str, password: str) -> tuple[int, Any]:
+    return Site(spec["url"]).call("POST", "/api/v1/auths/signin", {"email": email, "password": password})
+
+
 def _sign_in(spec: Spec, email: str, password: str) -> dict[str, Any]:
-    status, answer = Site(spec["url"]).call("POST", "/api/v1/auths/signin", {"email": email, "password": password})
+    status, answer = _ask_in(spec, email, password)
     return answer if status == 200 and isinstance(answer, dict) and answer.get("token") else {}
 
 
@@ -89,8 +93,7 @@ def sign_in(spec: Spec, emit: Emit) -> Result:
     """
     if not has_secret(spec["secrets_dir"], KIT_PASSWORD):
         return {"changed": False, "data": {"status": None}}
-    asked = {"email": KIT_EMAIL, "password": read_secret(spec["secrets_dir"], KIT_PASSWORD)}
-    status, _ = Site(spec["url"]).call("POST", "/api/v1/auths/signin", asked)
+    status, _ = _ask_in(spec, KIT_EMAIL, _kit_password(spec))
     return {"changed": False, "data": {"status": status}}
 
 

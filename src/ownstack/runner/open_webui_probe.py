@@ -12,6 +12,7 @@ from typing import Any
 from .core import Emit, Result, Spec, StepError, progress
 from .http import request
 from .open_webui_site import Site, kit
+from .qdrant import PATIENCE_S
 from .secrets import read_secret
 
 # each must refuse a caller without credentials
@@ -159,7 +160,7 @@ def points(spec: Spec) -> int:
     """Points in all collections of Open WebUI in Qdrant, counted exactly. spec: qdrant {url, secret, prefix}."""
     about = spec["qdrant"]
     headers = {"api-key": read_secret(spec["secrets_dir"], about["secret"])}
-    status, answer = request("GET", about["url"] + "/collections", headers=headers, timeout=10)
+    status, answer = request("GET", about["url"] + "/collections", headers=headers, timeout=PATIENCE_S)
     if status != 200:
         raise StepError(f"Qdrant answered {status} to the list of its collections", hint="`ownstack logs qdrant`")
     total = 0

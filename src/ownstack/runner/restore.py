@@ -295,6 +295,8 @@ def recover(spec: Spec, emit: Emit) -> str:
 
     Units that run are started again; those that are yet to start are not touched: to stop one would be to cancel that.
     """
+    from .snapshots_aside import told
+
     if _status(spec) not in PENDING:
         return ""
     boss = manager(spec)
@@ -302,8 +304,7 @@ def recover(spec: Spec, emit: Emit) -> str:
     paths = revert({**spec, "units": up}, emit)["data"]["replaced"]
     if up:
         boss.start(up)
-    aside = f"; what was there since is kept in {', '.join(paths)}" if paths else ""
-    return f"a restore had been cut off: the box is as it was before it{aside}"
+    return f"a restore had been cut off: the box is as it was before it{told(paths)}"
 
 
 def finish(spec: Spec, emit: Emit) -> Result:

@@ -20,7 +20,7 @@ from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folde
 from .disk import weigh
 from .managers import manager
 from .restore import _remove
-from .snapshots_aside import SPARE, drop_replaced, fills, lying, replaced, set_aside, worked_with
+from .snapshots_aside import SPARE, drop_replaced, fills, lying, replaced, set_aside, told, worked_with
 from .snapshots_counts import counts
 from .snapshots_data import (
     FULL,
@@ -259,8 +259,7 @@ def recover(spec: Spec, emit: Emit) -> str:
     done = revert({**spec, "units": up}, emit)["data"]
     if up:
         boss.start(up)
-    aside = f"; what was there since is kept in {', '.join(done['replaced'])}" if done.get("replaced") else ""
-    return f"{what}: programs and data are as they were before it{aside}"
+    return f"{what}: programs and data are as they were before it{told(done.get('replaced', ()))}"
 
 
 def put(spec: Spec, emit: Emit) -> Result:
@@ -380,9 +379,10 @@ def drop(spec: Spec, emit: Emit) -> Result:
 
 def forget(spec: Spec, emit: Emit) -> Result:
     """Remove all that ways back have kept aside, wherever it lies: before the box itself goes. spec: var."""
-    paths = [path for row in replaced(spec["var"]) for path in row["paths"]]
+    rows = replaced(spec["var"])
+    paths = [path for row in rows for path in row["paths"]]
     if not spec.get("dry"):
-        for row in replaced(spec["var"]):
+        for row in rows:
             drop_replaced(_folder(spec, row["id"]))
     return {"changed": bool(paths), "data": {"removed": paths}}
 

@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from .core import StepError, read_json, sync_folder, write_json
@@ -134,6 +135,12 @@ def replaced(var: str) -> list[dict[str, Any]]:
 
 def _bytes(path: str) -> int:
     return weigh(path, set())[0] if os.path.isdir(path) else os.path.getsize(path)
+
+
+def told(paths: Iterable[str]) -> str:
+    """The end of a sentence on a way back: where what it has replaced lies; empty where nothing does."""
+    where = ", ".join(paths)
+    return f"; what was there since is kept in {where}" if where else ""
 
 
 def lying(folder: str) -> list[str]:
