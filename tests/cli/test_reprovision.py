@@ -128,6 +128,28 @@ def test_a_run_that_was_cut_off_goes_on_from_the_plan_it_came_from(
     assert steps(box)[-1] == "box.write_manifest forget"
 
 
+def test_back_at_the_plan_from_before_a_cut_nothing_is_left_unfinished(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A change was cut off, and then nobody wanted it any more: `upgrade` would refuse for ever."""
+    verdict(monkeypatch, Outcome.ok("fine"))
+    now = machines.plan("rtx-4090")
+    box.state = machines.box(now, previous_plan=now.model_dump(mode="json"))
+    assert run(["up", "--yes", "--json"]) == 0
+    assert told(capsys)["data"]["change"] is not None
+    assert "box.write_manifest forget" in steps(box)
+
+
+def test_collections_of_a_change_that_was_taken_back_are_left_to_prune(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    assert run(["up", "--yes", "--json", "--pin", "embedding=snowflake-arctic-embed:22m"]) == 1
+    assert told(capsys)["error"]["code"] == "reprovision-reverted"
+    last = [c for c in box.seen.commands if " box.write_manifest " in c and '"previous_plan": null' in c][-1]
+    assert '"old_vectors": ["open-webui-snowflake-arctic-embed-22m-' in last
+
+
 def test_prune_is_only_done_when_it_is_asked_for(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,12 +123,14 @@ class Transaction:
         self.keep()
 
     def keep(self) -> None:
-        """The new plan stands: the earlier one is forgotten, its collections are noted for `--prune`."""
-        values: dict[str, Any] = {"previous_plan": None}
-        if self.change.reindex:
-            left = set((self.site.state.manifest or {}).get("old_vectors", ()))
-            values["old_vectors"] = sorted((left | {self.old.vectors}) - {self.plan.vectors})
-        self._note(values)
+        """The new plan stands: the earlier one is forgotten."""
+        self._note({"previous_plan": None, "old_vectors": self._unused(self.plan)})
+
+    def _unused(self, kept: Plan) -> list[str] | None:
+        """Collections for `--prune` once `kept` stands: also those of a change that was taken back or given up."""
+        held = (self.site.state.manifest or {}).get("old_vectors", ())
+        known = {*held, self.old.vectors, self.plan.vectors, self.site.recorded_plan().vectors}
+        return sorted(known - {kept.vectors}) or None
 
     def put_back(self, why: str) -> RunError:
         """Carry the earlier plan out again; the error that says why."""
@@ -140,7 +142,7 @@ class Transaction:
 
         execute(self.site.session, apply, silent, plan=self.old)
         self._wait(self.old)
-        self._note({"previous_plan": None})
+        self._note({"previous_plan": None, "old_vectors": self._unused(self.old)})
         return RunError(
             f"the change was taken back: {why}",
             hint="the box runs as before and nothing was deleted; `ownstack up --keep-models` stays with its models",
@@ -158,7 +160,10 @@ class Transaction:
 
 
 def transaction(site: Site, plan: Plan) -> Transaction | None:
-    """What leads a standing box to `plan`; None where neither its models nor its engine nor its hardware change."""
+    """What leads a standing box to `plan`; None where neither its models nor its engine nor its hardware change.
+
+    A change that was cut off is one to be ended, also where the plan is again the one from before it.
+    """
     from ..hardware.change import describe_change
     from ..transition import between
 
@@ -168,7 +173,8 @@ def transaction(site: Site, plan: Plan) -> Transaction | None:
     hardware = describe_change(old.hardware, site.report)
     quality = quality_of(site, old, plan)
     change = between(old, plan, hardware, quality)
-    if change.nothing and not change.hardware and old.vectors == plan.vectors:
+    begun = bool((site.state.manifest or {}).get("previous_plan"))
+    if change.nothing and not change.hardware and old.vectors == plan.vectors and not begun:
         return None
     if change.fetch:
         change = between(old, plan, hardware, quality, here(site, old, plan))
