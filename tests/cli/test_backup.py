@@ -327,6 +327,29 @@ def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixtu
     assert WORD not in "\n".join(box.seen.commands)
 
 
+@pytest.mark.parametrize(
+    ("services", "versions", "exchanged", "records"),
+    [
+        (["open_webui"], {"open-webui": "0.1", "qdrant": "1.0"}, ["open_webui", "qdrant"], []),
+        (["n8n"], {"n8n": "1.0"}, ["n8n"], ["n8n-content.json"]),
+    ],
+)
+def test_what_is_not_in_the_backup_stays_as_it_is(
+    services: list[str], versions: dict[str, str], exchanged: list[str], records: list[str], box: Box, word: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A box that has more than the one of the backup had: with an empty folder in its place the rest would be lost."""
+    about = {**ABOUT, "services": services, "versions": versions, "box": {"vectors": "open-webui-other", "models": []}}
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", about)
+    assert run(["restore", "/mnt/b.tar", "--yes", "--passphrase-file", word]) == 0
+    for step in ("restore.stage", "restore.swap"):
+        assert [one["name"] for one in spec(box, step)["services"]] == exchanged
+        assert spec(box, step)["records"] == records
+    left = {"open_webui", "n8n", "qdrant"} - set(exchanged)
+    said = capsys.readouterr().err
+    assert {name for name in left if f"{name} is not in the backup: its data stays" in said} == left
+
+
 def test_a_restore_that_does_not_verify_is_taken_back(
     box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

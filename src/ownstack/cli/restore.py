@@ -43,13 +43,16 @@ class Restoring:
         """The box's plan with the collections' names of the backup, or new ones for another embedding model."""
         from ..vectors import prefix_for
 
+        if "open_webui" not in self.about["services"]:
+            return self.old
         return self.old.model_copy(update={"vectors": prefix_for(self.about["box"], self.old.model("embedding"))})
 
     def step(self, name: str, **more: Any) -> dict[str, Any]:
         from ..engine import backups
 
         self.site.session.on_event = self.listen
-        return self.site.session.step(name, {**backups.restore_spec(self.old, self.about["file"], self.keys), **more})
+        spec = backups.restore_spec(self.old, self.about["file"], self.keys, backups.absent(self.about, self.old))
+        return self.site.session.step(name, {**spec, **more})
 
     def carry_out(self) -> dict[str, Any]:
         """Lay ready, exchange, start, verify; where anything of it fails, the box as it was."""
@@ -85,7 +88,7 @@ class Restoring:
         if backups.store(plan):
             models = self.step("restore.models", url=plan.engine_url, folder=backups.store(plan))["models"]
         execute(self.site.session, apply, self.listen, plan=plan)
-        if plan.has("open_webui") and plan.vectors != self.about["box"]["vectors"]:
+        if "open_webui" in self.about["services"] and plan.vectors != self.about["box"]["vectors"]:
             from roles.open_webui import reindex_spec
 
             self.site.session.step("open_webui.reindex", reindex_spec(plan, self.about["box"]["vectors"]))
@@ -376,6 +379,8 @@ def _restored(
     compatible(about, plan)
     if not as_json:
         note(f"{file}: of {about['hostname']}, {when(about['created'])}: {told(about['holds'])}")
+        for name in backups.absent(about, plan):
+            note(f"{name} is not in the backup: its data stays as it is")
     confirm(f"Put this in the place of what {plan.host.hostname} holds now?", yes, as_json)
     done = Restoring(site, plan, about, keys, listen).carry_out()
     if file.startswith(f"{plan.layout.var}/work/"):

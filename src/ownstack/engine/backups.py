@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,12 @@ def kept(plan: Plan) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def records(plan: Plan) -> list[str]:
+def records(plan: Plan, without: Iterable[str] = ()) -> list[str]:
     activate()
     from roles import roles_of
 
-    return [name for role in roles_of(plan) if role.keep is not None for name in role.keep.records]
+    keeps = [role.keep for role in roles_of(plan) if role.name not in without]
+    return [name for keep in keeps if keep is not None for name in keep.records]
 
 
 def versions(plan: Plan) -> dict[str, str]:
@@ -160,14 +162,22 @@ def drill_spec(plan: Plan) -> dict[str, Any]:
     }
 
 
-def restore_spec(plan: Plan, file: str, keys: dict[str, Any]) -> dict[str, Any]:
-    """The specification that the steps of a restore share."""
+def absent(about: dict[str, Any], plan: Plan) -> list[str]:
+    """Services of the box of which a backup holds nothing: their data stays as it is."""
+    held = {*about["services"], *({"qdrant"} & about["versions"].keys())}
+    names = [*(one["name"] for one in kept(plan)), *(["qdrant"] if plan.has("qdrant") else [])]
+    return [name for name in names if name not in held]
+
+
+def restore_spec(plan: Plan, file: str, keys: dict[str, Any], without: Iterable[str] = ()) -> dict[str, Any]:
+    """The specification that the steps of a restore share. without: services whose data is not exchanged."""
     activate()
     from roles import roles_of
 
     services = [{"name": one["name"], "folder": one["folder"]} for one in kept(plan)]
     if plan.has("qdrant"):
         services.append({"name": "qdrant", "folder": plan.layout.data("qdrant")})
+    services = [one for one in services if one["name"] not in without]
     stopped = [service.name for role in reversed(roles_of(plan)) for service in role.services(plan)]
     written = [file.path for role in roles_of(plan) for file in role.files(plan)]
     return {
@@ -176,7 +186,7 @@ def restore_spec(plan: Plan, file: str, keys: dict[str, Any]) -> dict[str, Any]:
         **units.process(plan),
         "file": file,
         "services": services,
-        "records": records(plan),
+        "records": records(plan, without),
         "state": f"{units.run_dir(plan)}/restore.json",
         "manifest": plan.layout.manifest,
         "configuration": written,
