@@ -365,6 +365,21 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     assert "box.activate" in done[back:]
 
 
+@pytest.mark.parametrize("fault", ["", "checks", "newer"])
+def test_what_was_uploaded_for_a_restore_goes_whatever_becomes_of_it(
+    fault: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/var/lib/ownstack/work/restore-b.tar"
+    monkeypatch.setitem(standing.ANSWERS, "backup.find", {"file": path})
+    if fault == "newer":
+        monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "versions": {"n8n": "99.0"}})
+    if fault == "checks":
+        verdict(monkeypatch, Outcome.failed("no sign-in"))
+    assert run(["restore", path, "--json", "--yes", "--passphrase-file", word]) == (1 if fault else 0)
+    assert steps(box)[-1] == "artifacts.remove"
+    assert spec(box, "artifacts.remove")["paths"] == [path]
+
+
 @pytest.mark.parametrize(
     ("about", "code"),
     [

@@ -340,8 +340,13 @@ def restore(
             plan = site.recorded_plan()
         make_ready(site, plan)
         found = located(site, plan, path)
-        with on_target(site.session, word, identity) as keys:
-            data = _restored(site, plan, found, dict(keys), progress, yes or new, as_json)
+        try:
+            with on_target(site.session, word, identity) as keys:
+                data = _restored(site, plan, found, dict(keys), progress, yes or new, as_json)
+        finally:
+            if found.startswith(f"{plan.layout.var}/work/") and site.session.alive:  # it was uploaded for this run
+                with contextlib.suppress(OwnstackError):
+                    site.session.step("artifacts.remove", {"paths": [found]})
     data["seconds"] = round(time.monotonic() - began, 1)
     if as_json:
         emit_json("restore", data)
@@ -383,8 +388,6 @@ def _restored(
             note(f"{name} is not in the backup: its data stays as it is")
     confirm(f"Put this in the place of what {plan.host.hostname} holds now?", yes, as_json)
     done = Restoring(site, plan, about, keys, listen).carry_out()
-    if file.startswith(f"{plan.layout.var}/work/"):
-        site.session.step("artifacts.remove", {"paths": [file]})
     checks = [result.as_dict() for result in done["verify"].results]
     kept = {key: value for key, value in about.items() if key != "box"}
     return {**kept, "models": done["models"], "checks": checks}
