@@ -423,6 +423,19 @@ def test_qdrant_that_was_upgraded_since_keeps_its_data(
     assert specs(box, "snapshots.put")[0]["leave"] == ["qdrant"]
 
 
+def test_a_model_that_was_removed_since_is_no_hindrance_to_going_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are gone: no way back brings it again, and none may be refused for it."""
+    about = {"from": {"ollama": "0.32.15"}, "to": {"ollama": LOCK["ollama"]}}
+    row = snapshot(box, "ollama", counts={**COUNTS, "models": {"gone:1b": "a", "here:1b": "b"}}, **about)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.counts", {**COUNTS, "models": {"here:1b": "b"}})
+    assert run(["rollback", "--yes", "--json"]) == 0
+    assert told(capsys)["data"]["lost"] == []
+    assert "snapshots.commit" in steps(box)
+
+
 def test_without_a_snapshot_there_is_no_way_back(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["rollback", "--yes", "--json"]) == 1
     error = told(capsys)["error"]

@@ -98,7 +98,10 @@ def without_runs(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def lost(site: Site, plan: Plan, row: dict[str, Any], change: Change) -> list[str]:
-    """What was made since the snapshot, in words."""
+    """What was made since the snapshot, in words.
+
+    A model that has gone since, or is another one, need not be there afterwards: its files are no part of a snapshot.
+    """
     from ..engine.upgrades import count_spec
     from ..upgrading import since
 
@@ -106,6 +109,9 @@ def lost(site: Site, plan: Plan, row: dict[str, Any], change: Change) -> list[st
     now = site.session.step("snapshots.counts", count_spec(plan, row["role"], made))
     if "qdrant" in change.leave:
         now = {**now, "vectors": {}}
+    held, there = row["counts"].get("models", {}), now.get("models", {})
+    kept = {name: digest for name, digest in held.items() if there.get(name) == digest}
+    change.expected = {**(change.expected or {}), "models": kept}
     return since(without_runs(row["counts"]), now)
 
 
