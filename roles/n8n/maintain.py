@@ -34,6 +34,7 @@ def spec(plan: Plan) -> dict[str, Any]:
         "state": state_file(plan),
         "work": f"{plan.layout.var}/work",
         "lock": backups.common(plan)["lock"],
+        "prefix": plan.layout.prefix,
         "service": units.service_spec(plan, service, []),
     }
 

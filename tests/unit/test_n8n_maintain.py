@@ -74,7 +74,8 @@ def spec(database: Path, **more: Any) -> dict[str, Any]:
     top = database.parents[2]
     return {
         "database": str(database), "state": str(top / "state.json"), "work": str(top), "lock": str(top / "lock"),
-        "service": {"name": "n8n", "unit": "ownstack-n8n"}, "manager": "systemd", "least": 1 << 20, **more,
+        "service": {"name": "n8n", "unit": "ownstack-n8n"}, "manager": "systemd", "least": 1 << 20,
+        "prefix": "ownstack-of-a-test", **more,
     }  # fmt: skip
 
 
@@ -121,7 +122,18 @@ def full(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
-@pytest.mark.parametrize(("make", "word"), [(running, "1 workflows were running"), (full, "1 MiB are free")])
+def held(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(n8n_maintain, "holder", lambda prefix: f"`{prefix} upgrade` by anna")
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (running, "1 workflows were running"),
+        (full, "1 MiB are free"),
+        (held, "being worked on: `ownstack-of-a-test upgrade` by anna"),
+    ],
+)
 def test_it_is_put_off_and_says_why(
     make: Any, word: str, database: Path, boss: Boss, monkeypatch: pytest.MonkeyPatch
 ) -> None:

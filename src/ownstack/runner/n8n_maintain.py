@@ -21,6 +21,7 @@ from .backup import alone
 from .box import wait_service
 from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
 from .imports_source import address
+from .journal import holder
 from .managers import manager
 
 LEAST = 16 << 20  # bytes that must be won, and
@@ -43,8 +44,9 @@ def look(path: str) -> dict[str, int]:
 def maintain(spec: Spec, emit: Emit) -> Result:
     """Make the database smaller where that wins something. What was done is noted.
 
-    spec: database, state (where it is noted), work, lock (of backups), manager, supervisor, service {name, unit, ready,
-    timeout}, least (bytes). data: did = "vacuumed", "nothing to win", "postponed"; bytes, before.
+    spec: database, state (where it is noted), work, lock (of backups), prefix (of the box), manager, supervisor,
+    service {name, unit, ready, timeout}, least (bytes). data: did = "vacuumed", "nothing to win", "postponed"; bytes,
+    before.
     """
     try:
         with alone(spec["lock"]):
@@ -64,6 +66,9 @@ def _maintained(spec: Spec, emit: Emit) -> dict[str, Any]:
     same = {"bytes": found["bytes"], "before": found["bytes"]}
     if found["empty"] < max(int(spec.get("least", LEAST)), int(found["bytes"] * SHARE)):
         return {"did": "nothing to win", **same}
+    who = holder(spec["prefix"])
+    if who:  # an upgrade, say, which starts n8n when this has stopped it
+        return {"did": "postponed", "why": f"the box was being worked on: {who}", **same}
     if found["running"]:
         return {"did": "postponed", "why": f"{found['running']} workflows were running", **same}
     need, free = found["bytes"] - found["empty"] + SPARE, shutil.disk_usage(os.path.dirname(path)).free
