@@ -441,6 +441,24 @@ def test_the_next_up_takes_back_what_was_cut_off(
     assert "as it was before it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["restore", "/mnt/b.tar", "--passphrase-file"], ["import", "/srv/old"]])
+def test_an_upgrade_that_was_cut_off_ends_before_other_data_comes(
+    words: list[str], box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next `up` would put back what the upgrade had copied, and what came meanwhile were gone."""
+    from ownstack.engine import preflight
+
+    about = {"role": "n8n", "kind": "upgrade", "from": {"n8n": "1"}, "to": {"n8n": "2"}}
+    before = box.state
+    box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
+    monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
+    monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": True})
+    run([*words, *([word] if words[0] == "restore" else []), "--json", "--yes"])
+    done = steps(box)
+    assert done.index("snapshots.revert") < done.index("restore.stage" if words[0] == "restore" else "imports.stage")
+
+
 @pytest.mark.parametrize(
     ("state", "asked"),
     [

@@ -206,6 +206,8 @@ def import_(
     is only read; a copy is checked, brought up to date by the service itself, and its rows compared. What the box
     held until then is kept aside until the box has passed `verify`, and put back where it does not.
     """
+    from . import upgrade_run
+
     began = time.monotonic()
     settings = read_settings(config_file, sets, host=host)
     with (
@@ -213,6 +215,7 @@ def import_(
         Progress(quiet=as_json) as progress,
     ):
         take_back(site, progress)
+        upgrade_run.take_back(site, progress)  # later it would put its own data in the place of what is imported now
         plan = site.recorded_plan()
         bring_runner(site, plan)
         with located(site, plan, path) as found, _key(site, key_file) as key:

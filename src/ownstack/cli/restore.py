@@ -325,12 +325,15 @@ def restore(
     On a new machine the box is made first, fitted to its hardware. What is replaced is kept aside until the box has
     passed `verify` with the restored data, and put back where it does not.
     """
+    from . import upgrade_run
+
     began = time.monotonic()
     word = _key(passphrase_file, identity, as_json)
     path = file if file.startswith("/") else str(Path(file).resolve())
     settings = read_settings(config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
     with open_site(settings, sudo_password_file, doing="restore") as site, Progress(quiet=as_json) as progress:
         take_back(site, progress)
+        upgrade_run.take_back(site, progress)  # later it would put its own data in the place of what is restored now
         new = not stands(site)
         if new:
             site.settings = settings_for(path, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
