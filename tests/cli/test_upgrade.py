@@ -423,6 +423,22 @@ def test_qdrant_that_was_upgraded_since_keeps_its_data(
     assert specs(box, "snapshots.put")[0]["leave"] == ["qdrant"]
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
+    changed: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The snapshot has the collections of then; the box looks for others, and would find no document."""
+    row = snapshot(box, "open_webui", **{"from": {"open-webui": "0.11.4"}})
+    held = row["plan"]["vectors"]
+    if changed:
+        box.state = machines.box(machines.plan().model_copy(update={"vectors": "open-webui-other"}))
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
+    assert run(["rollback", "--yes", "--json"]) == 0
+    capsys.readouterr()
+    asked = [(spec["qdrant"]["old"], spec["qdrant"]["new"]) for spec in specs(box, "open_webui.reindex")]
+    assert asked == ([(held, "open-webui-other")] if changed else [])
+
+
 def test_a_model_that_was_removed_since_is_no_hindrance_to_going_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,10 @@ def chosen(site: Site, plan: Plan, service: str) -> list[dict[str, Any]]:
 
 
 def way_back(site: Site, plan: Plan, row: dict[str, Any], listen: Any, patience_s: int, run: str) -> Change:
-    """The change that leads back. Qdrant's data stays where another Qdrant has opened it meanwhile."""
+    """The change that leads back. Qdrant's data stays where another Qdrant has opened it meanwhile.
+
+    Documents whose vectors were of an earlier embedding model, or of before an import, are indexed anew.
+    """
     from ..plan import ChosenArtifact, RolePlan
     from ..upgrading import with_artifacts
     from .upgrade_run import Change
@@ -82,9 +85,10 @@ def way_back(site: Site, plan: Plan, row: dict[str, Any], listen: Any, patience_
     moved = [before[name] for name in row["from"] if name in before]
     now = {item.name: item.version for part in plan.roles for item in part.artifacts}
     other = row["role"] != "qdrant" and "qdrant" in before and now.get("qdrant") != before["qdrant"].version
+    indexed = row["plan"].get("vectors", "") if row["role"] == "open_webui" and not other else ""
     return Change(
         site, row["role"], plan, (with_artifacts(plan, moved),), listen, patience_s, kind="rollback", put=row["id"],
-        leave=("qdrant",) if other else (), expected=without_runs(row["counts"]), run=run,
+        leave=("qdrant",) if other else (), vectors=indexed, expected=without_runs(row["counts"]), run=run,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Change:
     kind: str = "upgrade"
     put: str = ""  # the snapshot whose data is put in the place of today's
     leave: tuple[str, ...] = ()  # of that snapshot: services whose data stays as it is
+    vectors: str = ""  # of that snapshot: the beginning of its collections' names
     expected: dict[str, Any] | None = None  # counts that have to be reached; None: those of today
     rehearsed: bool = False
     run: str = field(default_factory=new_id)
@@ -172,6 +173,10 @@ class Change:
         from deploy import apply
 
         execute(self.site.session, apply, self.listen, plan=self.plan)
+        if self.vectors and self.vectors != self.plan.vectors:
+            from roles.open_webui import reindex_spec
+
+            self.step("open_webui.reindex", reindex_spec(self.plan, self.vectors))
         report = verify(self.plan, self.site.session, said, upgrades.GATE[self.role])
         why = wrong(report)
         if why:

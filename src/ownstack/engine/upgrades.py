@@ -169,7 +169,9 @@ def take_spec(
         "kind": kind,
         "role": role,
         "about": about,
-        "plan": {"kit_version": plan.kit_version, "roles": kept, "versions": versions(plan)},
+        "plan": {
+            "kit_version": plan.kit_version, "roles": kept, "versions": versions(plan), "vectors": plan.vectors,
+        },
         "secrets": [f"{name}_" for name in covered(plan, role)],
         "units": stopped(plan, role),
         "configuration": _written(plan, role),
@@ -177,7 +179,7 @@ def take_spec(
         "records": _records(plan, role),
         "components": components(plan, [role]),
         "count": count_spec(plan, role, since),
-    }
+    }  # fmt: skip
 
 
 def versions(plan: Plan) -> dict[str, str]:
