@@ -165,6 +165,15 @@ def test_prune_is_only_done_when_it_is_asked_for(
     (command,) = [c for c in box.seen.commands if "ollama.prune" in c]
     for model in machines.plan("rtx-4090").models:
         assert model.tag in command
+    for outcome, role, pruned in (
+        (Outcome.amber("edited by hand", "look"), "base", True), (Outcome.failed("no answer"), "models", False),
+        (Outcome.amber("still coming", "wait"), "models", False),
+    ):  # fmt: skip
+        box.state = machines.box(machines.plan("rtx-4090"))
+        box.seen.commands.clear()
+        verdict(monkeypatch, outcome, role)
+        assert run(["up", "--yes", "--prune"]) == 1
+        assert ("ollama.prune" in steps(box)) == pruned
 
 
 def test_plan_shows_the_transaction_and_what_if_there_were_another_card(

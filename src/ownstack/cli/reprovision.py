@@ -222,6 +222,11 @@ def wrong(report: VerifyReport) -> str:
     return "; ".join(f"{r.check.id}: {r.outcome.measured}" for r in failed)
 
 
+def settled(report: VerifyReport) -> bool:
+    """Whether what is left of earlier plans may go. An edited file, say, is no reason to keep models for ever."""
+    return all(r.outcome.status in ("ok", "skipped") for r in report.results if r.check.role in CONCERNED)
+
+
 def keep_tags(site: Site, plan: Plan) -> list[str]:
     """Models that no prune may take: planned ones, and those of an earlier plan that may still come back."""
     tags = {model.tag for model in plan.models}
