@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli.disk import folders
+from ownstack.plan import Schedule
 from ownstack.runner import disk
 from tests.unit import machines
 
@@ -87,7 +88,10 @@ def test_a_folder_that_may_not_be_read_is_said(tree: Path, monkeypatch: pytest.M
 def test_each_folder_of_a_box_is_named_once() -> None:
     plan = machines.plan(machines.report("bare-server"))
     plan = plan.model_copy(
-        update={"folders": (("ollama:models", "/big/models", True), ("notes", "/home/me/notes", False))}
+        update={
+            "folders": (("ollama:models", "/big/models", True), ("notes", "/home/me/notes", False)),
+            "backup": Schedule(every="day", to="/mnt/usb/backups"),
+        }
     )
     rows = folders(plan)
     assert len({row["path"] for row in rows}) == len(rows)
@@ -97,4 +101,6 @@ def test_each_folder_of_a_box_is_named_once() -> None:
         "/var/lib/ownstack/models",
         "/etc/ownstack",
         "/big/models",
+        "/var/lib/ownstack-backups",
+        "/mnt/usb/backups",
     } <= {row["path"] for row in rows}

@@ -53,6 +53,8 @@ def disk(
 
 def folders(plan: Plan) -> list[dict[str, str]]:
     """What a box has on the disk, each folder once; the folders of the owner that are bound into it come last."""
+    from ..engine import backups
+
     layout, found = plan.layout, []
     for artifact in dict.fromkeys(a.name for role in plan.roles for a in role.artifacts):
         found.append({"name": artifact, "path": f"{layout.opt}/{artifact}", "kind": "programs"})
@@ -62,6 +64,8 @@ def folders(plan: Plan) -> list[dict[str, str]]:
             found.append({"name": role.name, "path": layout.data(role.name), "kind": "data"})
     found.append({"name": SNAPSHOTS, "path": layout.data("snapshots"), "kind": "data"})
     found.append({"name": "working files", "path": layout.data("work"), "kind": "data"})
+    for path in (backups.folder(plan), *((plan.backup.to,) if plan.backup else ())):
+        found.append({"name": "backups", "path": path, "kind": "data"})
     found.append({"name": "configuration", "path": layout.etc, "kind": "configuration"})
     found += [{"name": name, "path": path, "kind": "yours"} for name, path, _ in plan.folders]
     return list({row["path"]: row for row in reversed(found)}.values())[::-1]
