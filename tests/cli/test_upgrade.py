@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
-from ownstack.engine import carry
+from ownstack.engine import apply, carry
 from ownstack.engine.session import Session
 from ownstack.errors import RunError
+from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
 from tests.unit import machines
 from tests.unit.test_upgrading import older
 
+activate()
 COUNTS = {
     "tables": {"n8n": {"workflows": 3}, "open_webui": {"chats": 5}},
     "vectors": {"notes": 4},
@@ -262,20 +264,22 @@ def test_where_nothing_had_begun_it_says_so(
 def test_what_cannot_be_fetched_switches_nothing(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = standing.runner
+    import deploy
 
-    def hash_is_wrong(command: str) -> list[str] | None:
-        if "npm.install" in command and '"dry": true' not in command:
-            event = {"event": "error", "code": "fetch-hash", "message": "another hash", "hint": "later"}
-            return [json.dumps(event)]
-        return answer(command)
+    real = apply.execute
 
-    monkeypatch.setattr(standing, "runner", hash_is_wrong)
-    run(["upgrade", "n8n", "--yes", "--json"])
-    out = told(capsys)
-    if out["error"] is not None:  # the fake host has no exit status of a step: its words alone count
-        assert "nothing was switched" in out["error"]["message"]
-        assert "snapshots.take" not in steps(box)
+    def broken(session: Session, wanted: Any, *given: Any, **more: Any) -> Any:
+        if wanted is deploy.stage:
+            raise RunError("n8n: program: another hash", hint="later", code="fetch-hash")
+        return real(session, wanted, *given, **more)
+
+    monkeypatch.setattr(apply, "execute", broken)
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert (error["code"], error["hint"]) == ("fetch-hash", "later")
+    assert error["message"] == "n8n: program: another hash; nothing was switched, the box goes on as before"
+    assert steps(box) == ["artifacts.remove"]
+    assert "/opt/ownstack/n8n/staged" in specs(box, "artifacts.remove")[0]["paths"]
 
 
 def test_nothing_newer_is_no_change(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
