@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
-from ownstack.engine import carry
+from ownstack.engine import apply, carry
+from ownstack.engine.session import Session
+from ownstack.errors import UnsupportedError
+from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
 from tests.unit import machines
+
+activate()
 
 
 @pytest.fixture
@@ -90,6 +95,28 @@ def test_a_failed_check_puts_the_earlier_plan_back(
     chat = machines.plan("rtx-4070").model("chat")
     assert chat is not None
     assert chat.tag in written[-1]
+
+
+def test_any_error_of_the_switch_puts_the_earlier_plan_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import deploy
+
+    real = apply.execute
+    tried: list[Any] = []
+
+    def broken(session: Session, wanted: Any, *given: Any, **more: Any) -> Any:
+        if wanted is deploy.apply and not tried:
+            tried.append(wanted)
+            raise UnsupportedError("no source of ollama can be used here")
+        return real(session, wanted, *given, **more)
+
+    monkeypatch.setattr(apply, "execute", broken)
+    assert run(["up", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "reprovision-reverted"
+    assert "no source of ollama" in error["message"]
+    assert steps(box)[-1] == "box.write_manifest forget"
 
 
 def test_amber_and_checks_of_other_things_take_nothing_back(

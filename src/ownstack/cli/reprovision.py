@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RunError, UnreachableError
+from ..errors import OwnstackError, RunError, UnreachableError
 from .output import note, size
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def switch(move: Transaction | None, apply: Callable[[], RunResult]) -> RunResul
         move.settle()
     except UnreachableError:
         raise  # nobody is there to be told; the next `up` goes on
-    except RunError as error:
+    except OwnstackError as error:
         raise move.put_back(error.message) from error
     return result
 

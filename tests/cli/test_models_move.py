@@ -1,0 +1,76 @@
+"""`models move` as a command: nothing is deleted before the box has passed from the new folder, or all is put back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ownstack.cli import run
+from ownstack.engine import carry
+from ownstack.verify.check import Check, Outcome
+from tests.cli import standing
+from tests.cli.standing import Box
+from tests.cli.test_backup import steps
+
+PATH = "/mnt/large/models"
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
+    found = standing.stand(monkeypatch)
+    file = tmp_path / "artefact"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    monkeypatch.setitem(standing.ANSWERS, "ollama.move", {"held": 9, "bytes": 9, "free": 99})
+    monkeypatch.setitem(standing.ANSWERS, "ollama.move_drop", {"bytes": 9})
+    return found
+
+
+def move(monkeypatch: pytest.MonkeyPatch, config: Path, outcome: Outcome) -> int:
+    one = Check("models-chat", "The engine answers", lambda context: outcome, "look", "models")
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+    return run(["models", "move", PATH, "--yes", "--json", "--config", str(config)])
+
+
+def test_old_files_go_when_the_box_has_passed(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "ownstack.toml"
+    config.write_text('use = "chat"\n')
+    assert move(monkeypatch, config, Outcome.ok("fine")) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["freed"] == 9
+    assert steps(box) == ["ollama.move", "ollama.move_drop"], "in a run of its own, after the one that switched"
+    assert PATH in config.read_text()
+
+
+def test_one_that_does_not_pass_leaves_files_and_settings(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "ownstack.toml"
+    config.write_text('use = "chat"\n')
+    assert move(monkeypatch, config, Outcome.failed("no answer came")) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "move-reverted"
+    assert "no answer came" in error["message"]
+    done = steps(box)
+    assert "ollama.move_drop" not in done
+    assert done.count("box.activate") > 1, "the plan of before is carried out again"
+    assert config.read_text() == 'use = "chat"\n'
+
+
+def test_an_upgrade_that_was_cut_off_ends_first(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from ownstack.engine import preflight
+
+    about = {"role": "ollama", "kind": "upgrade", "from": {"ollama": "1"}, "to": {"ollama": "2"}}
+    before = box.state
+    box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
+    monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
+    config = tmp_path / "ownstack.toml"
+    config.write_text('use = "chat"\n')
+    assert move(monkeypatch, config, Outcome.ok("fine")) == 0
+    assert "an upgrade of ollama (ollama 1 to 2) was cut off: programs and data are as they" in capsys.readouterr().err
