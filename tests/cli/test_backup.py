@@ -386,6 +386,7 @@ def test_what_was_uploaded_for_a_restore_goes_whatever_becomes_of_it(
         ({"versions": {"n8n": "99.0"}}, "backup-newer"),
         ({"versions": {"qdrant": "99.0"}}, "backup-newer"),
         ({"services": ["open_webui", "spare_role"]}, "role-missing"),
+        ({"services": ["n8n"], "versions": {"qdrant": "1.0"}}, "backup-vectors"),
     ],
 )
 def test_what_the_box_cannot_read_is_refused_beforehand(

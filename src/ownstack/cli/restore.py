@@ -385,6 +385,12 @@ def _restored(
     site.session.on_event = listen
     about = site.session.step("backup.verify", backups.verify_spec(plan, file, keys))
     compatible(about, plan)
+    if plan.has("open_webui") and "open_webui" not in about["services"] and "qdrant" in about["versions"]:
+        raise RunError(
+            "the backup holds vectors and no Open WebUI: those of this box's documents would be lost",
+            hint="restore it into a box of its own; nothing was changed",
+            code="backup-vectors",
+        )
     if not as_json:
         note(f"{file}: of {about['hostname']}, {when(about['created'])}: {told(about['holds'])}")
         for name in backups.absent(about, plan):
