@@ -290,6 +290,14 @@ def test_models_stay_while_hardware_and_wishes_do() -> None:
     assert other.models != first.models
 
 
+def test_models_stay_too_where_vulkan_drives_an_amd_card() -> None:
+    answers = sources(dict.fromkeys(machines.data().vendor_hosts(), "no route"))  # the registry of models answers
+    first = plan("rx-7900-xtx", answers=answers)
+    assert first.engine == "vulkan"
+    less = changed("rx-7900-xtx", memory={"available_bytes": 3 * 2**30})
+    assert plan(less, answers=answers, state=box(first)).models == first.models
+
+
 def test_a_box_stays_where_it_is() -> None:
     first = plan(flags={**QDRANT, "root": "/srv/box"})
     assert plan(flags=QDRANT, state=box(first)).layout == first.layout

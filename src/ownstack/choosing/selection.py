@@ -154,9 +154,10 @@ def _recorded(
     if not state.stands or state.manifest is None:
         return None
     old = state.manifest["plan"]
+    driven = (engine, "vulkan") if engine == "rocm" else (engine,)  # an engine without ROCm drives AMD cards by Vulkan
     same = (
         old["hardware_fingerprint"] == report.fingerprint()
-        and old["engine"] == engine
+        and old["engine"] in driven
         and old["engine_url"] == url
         and old["use"] == settings.base.use
         and old.get("model_wishes") == wishes_digest(settings)
