@@ -16,11 +16,15 @@ from ownstack.errors import ConfigError, DetectionError, OwnstackError, Unsuppor
 from ownstack.hardware.facts import load as load_probe
 from ownstack.hardware.interpret import interpret
 from ownstack.hardware.report import ExistingOllama
+from ownstack.kit import activate
 from ownstack.plan import Plan
 from ownstack.settings import load
 from ownstack.state import BoxState, SourceReport
 from tests.unit import machines
 from tests.unit.machines import box, changed, listening, plan, restricted, sources
+
+activate()
+from roles.ollama import unpack_rule  # noqa: E402
 
 QDRANT = {"roles": ["qdrant"]}
 
@@ -184,6 +188,16 @@ def test_a_gpu_that_comes_later_brings_the_same_version_with_its_parts() -> None
     assert (error.code, "ollama 0.34.2" in error.message) == ("engine-parts", True)
     vendor = plan("rx-7900-xtx", state=box(plan("rtx-4090")))
     assert (vendor.engine, variants(vendor)["ollama"]) == ("vulkan", "vendor"), "ROCm is of an earlier version"
+
+
+@pytest.mark.parametrize(("machine", "engine"), [("rtx-4090", "cuda"), ("arc-b580-xe", "vulkan")])
+def test_a_card_of_another_make_after_an_amd_one_is_driven_by_the_same_version(machine: str, engine: str) -> None:
+    before = plan("rx-7900-xtx")
+    after = plan(machine, state=box(before))
+    old, new = (made.role("ollama").artifact("ollama") for made in (before, after))
+    assert (old.variant, before.engine, after.engine) == ("vendor-rocm", "rocm", engine)
+    assert new == old, "the base of its archive holds the parts"
+    assert unpack_rule(new.details, engine)["include"] != unpack_rule(old.details, "rocm")["include"]
 
 
 def test_a_mirror_replaces_the_network_even_where_nothing_answers() -> None:

@@ -63,7 +63,9 @@ def _with_parts(artifact: dict[str, Any], now: ChosenArtifact, want: Wanted) -> 
     """What is installed, or the same version built for the GPU that has come since. Raises UnsupportedError where it
     has no parts for that GPU and no other build of the same version has."""
     engines = now.details.get("engines")
-    if not engines or want.engine in (*engines, "cpu") or (want.engine == "rocm" and "vulkan" in engines):
+    same = [row for row in artifact["variant"] if (row["id"], row["version"]) == (now.variant, now.version)]
+    more = [name for row in same for name in row.get("holds", ())]
+    if not engines or want.engine in (*engines, *more, "cpu") or (want.engine == "rocm" and "vulkan" in engines):
         return now
     for variant in artifact["variant"]:
         if variant["version"] == now.version and not _unfit(artifact, variant, want):
