@@ -115,6 +115,7 @@ class Change:
                 self._count(plan, wanted, since)
             down = time.monotonic() - began
             report = self._verified()
+            done = self.step("snapshots.commit", upgrades.place(self.plan))
         except UnreachableError:
             raise  # nobody is there to be told; the next `up` puts back what was there
         except OwnstackError as error:
@@ -123,7 +124,6 @@ class Change:
             raise self.take_back("it was interrupted") from error
         except Exception as error:  # a fault of ours leaves no box between two versions
             raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
-        done = self.step("snapshots.commit", upgrades.place(self.plan))
         return {
             "service": self.role, **self.about(), "snapshot": taken.get("folder", ""), "bytes": taken.get("bytes", 0),
             "rehearsed": self.rehearsed,
@@ -192,6 +192,12 @@ class Change:
 
         back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
         what = "way back" if self.kind == "rollback" else "upgrade"
+        if back.get("stays"):
+            return RunError(
+                f"the {what} of {self.role} passed and stays; what it leaves behind was not cleared away: {why}",
+                hint="`ownstack up` does that",
+                code="not-cleared",
+            )
         if not back.get("reverted"):
             nothing = f"the {what} of {self.role} did not begin: {why}"
             return error or RunError(nothing, hint="nothing was changed", code="not-begun")
