@@ -442,9 +442,20 @@ def test_the_next_up_takes_back_what_was_cut_off(
     assert "as it was before it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["restore", "/mnt/b.tar", "--passphrase-file"], ["import", "/srv/old"]])
-def test_an_upgrade_that_was_cut_off_ends_before_other_data_comes(
-    words: list[str], box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        (["restore", "/mnt/b.tar", "--passphrase-file"], "restore.stage"),
+        (["import", "/srv/old"], "imports.stage"),
+        (["backup", "--passphrase-file"], "backup.make_outliving"),
+        (["backup", "--every", "day", "--passphrase-file"], "backup.arm"),
+        (["backup", "--every", "never"], "box.write_manifest"),
+        (["password", "--reset"], "n8n.password_reset"),
+        (["models", "pull", "another:1b"], "ollama.pull_start"),
+    ],
+)
+def test_an_upgrade_that_was_cut_off_ends_before_anything_else_is_changed(
+    words: list[str], step: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next `up` would put back what the upgrade had copied, and what came meanwhile were gone."""
     from ownstack.engine import preflight
@@ -455,9 +466,12 @@ def test_an_upgrade_that_was_cut_off_ends_before_other_data_comes(
     monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
     monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
     monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": True})
-    run([*words, *([word] if words[0] == "restore" else []), "--json", "--yes"])
+    monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
+    more = [word] if words[-1] == "--passphrase-file" else []
+    run([*words, *more, "--json", *([] if words[0] == "backup" else ["--yes"])])
     done = steps(box)
-    assert done.index("snapshots.revert") < done.index("restore.stage" if words[0] == "restore" else "imports.stage")
+    assert step in done[done.index("snapshots.revert") :]
+    assert step not in done[: done.index("snapshots.revert")]
 
 
 @pytest.mark.parametrize(

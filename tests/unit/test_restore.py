@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, restore, snapshots, snapshots_aside
+from ownstack.runner import backup, core, restore, snapshots, snapshots_aside
 from ownstack.runner.backup_file import Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import SmallBox, identity
@@ -258,7 +258,7 @@ def test_a_full_disk_is_no_hindrance_to_keeping_what_was_restored(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, value, mode)
 
-    spec, real = second.restore_spec(file), restore.write_json
+    spec, real = second.restore_spec(file), core.write_json
     restore.stage(spec, silent)
     restore.swap(spec, silent)
     after = second.content()

@@ -241,6 +241,21 @@ def revert(site: Site, spec: dict[str, Any]) -> dict[str, Any]:
     return site.session.step("snapshots.revert", spec)
 
 
+def silent(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+def end_first(site: Site, listen: Listen = silent) -> None:
+    """End a restore, an import or an upgrade that was cut off, before anything else changes the box.
+
+    Later its way back would put the data and the plan of then in the place of what came since.
+    """
+    from . import restore
+
+    restore.take_back(site, listen)
+    take_back(site, listen)
+
+
 def take_back(site: Site, listen: Listen) -> bool:
     """Where an upgrade was cut off: put back what was there, or finish it. Whether there was one.
 

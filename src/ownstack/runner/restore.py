@@ -339,7 +339,11 @@ def _end(spec: Spec, status: str) -> None:
 def _clear(spec: Spec) -> None:
     """What lies aside or ready; only when nothing is pending."""
     folder = spec["secrets_dir"]
-    for path in (_room(spec), f"{spec['state']}.next", *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")]):
+    for path in (
+        _room(spec),
+        f"{spec['state']}.next",
+        *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")],
+    ):
         _remove(path)
 
 

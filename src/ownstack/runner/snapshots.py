@@ -202,8 +202,8 @@ def revert(spec: Spec, emit: Emit) -> Result:
 
     spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one, by the run that made
     it; may be left out), units (to stop, where they are not those of the snapshot).
-    data: reverted, stays (where it passed already), and where it was begun (whether programs and data may have been others), id, kind, role, from, to,
-    replaced (where the data lies that people may have worked with since).
+    data: reverted, stays (where it passed already), and where it was begun (whether programs and data may have been
+    others), id, kind, role, from, to, replaced (where the data lies that people may have worked with since).
     """
     with alone(spec["lock"]):
         now = _state(spec)
