@@ -161,6 +161,7 @@ def test_the_box_makes_them_itself_and_stops(
     files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
     set_up = json.loads(files["backup.json"])
     assert set_up["elsewhere"]
+    assert (set_up["prefix"], set_up["run_dir"]) == ("ownstack", "/var/lib/ownstack/run"), "it waits while others work"
     assert set_up["drill"] is None
     assert b"ExecStartPost" not in files["ownstack-backup.service"]
     assert set_up["passphrase_file"] == "/etc/ownstack/secrets/backup_passphrase"
@@ -181,6 +182,7 @@ def test_the_box_makes_them_itself_and_stops(
     assert told(capsys)["data"]["every"] == "never"
     assert "backup.disarm" in steps(box)
     assert "/etc/ownstack/backup.json" in spec(box, "backup.disarm")["files"]
+    assert spec(box, "backup.disarm")["units"] == ["ownstack-backup.timer", "ownstack-backup.service"]
     assert spec(box, "box.write_manifest")["values"]["plan"]["backup"] is None
     assert "/etc/ownstack/secrets/backup_passphrase" in spec(box, "artifacts.remove")["paths"]
 
@@ -307,6 +309,10 @@ def test_status_says_when_the_last_one_was_made(
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
     assert run(["status"]) == 0
     assert "failed: the disk is not there; the last good one: /mnt/b.tar" in capsys.readouterr().out
+    failed = {"time": time.time(), "message": "the box was being worked on: anna", "postponed": True}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
+    assert run(["status"]) == 0
+    assert "was put off: the box was being worked on: anna; the last good one" in capsys.readouterr().out
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
