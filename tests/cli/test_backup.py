@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from ownstack.cli import run
+from ownstack.cli import restore, run
 from ownstack.engine import carry
+from ownstack.errors import RunError
+from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
@@ -496,6 +498,47 @@ def test_the_next_up_takes_away_what_a_restore_had_laid_ready(
     assert run(["up", "--yes", "--json"]) == 0
     assert ("restore.revert" in steps(box)) == asked
     assert ("what it had laid ready" in capsys.readouterr().err) == asked
+
+
+def test_which_box_it_is_decides_on_what_a_folder_means(box: Box, word: str) -> None:
+    from ownstack.engine.backups import mark
+
+    plan = machines.plan(box.report)
+    assert run(["restore", "/mnt/usb", "--yes", "--passphrase-file", word]) == 0
+    assert spec(box, "backup.find") == {"path": "/mnt/usb", "mark": mark(plan)}
+    assert re.fullmatch("[0-9a-f]{12}", mark(plan))
+    elsewhere = plan.model_copy(update={"layout": plan.layout.model_copy(update={"var": "/home/anna/box"})})
+    assert mark(elsewhere) != mark(plan), "two boxes of one machine"
+    host = plan.host.model_copy(update={"machine_id_hash": ""})
+    assert mark(plan.model_copy(update={"host": host})) == ""
+    assert run(["backup", "--to", "/mnt/usb", "--passphrase-file", word]) == 0
+    assert spec(box, "backup.make_outliving")["mark"] == mark(plan)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("several", [True, False])
+def test_a_new_machine_is_not_made_into_one_of_several_boxes(
+    several: bool, there: bool, box: Box, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    box.state = BoxState()
+    names = [f"ownstack-box-{letter * 12}-20260101T000000Z.tar" for letter in ("ab" if several else "a")]
+    real = standing.runner
+    if there:
+        monkeypatch.setattr(standing, "runner", lambda text: names if "ls -1 -- /mnt/usb" in text else real(text))
+    else:
+        for name in names:
+            (tmp_path / name).write_text("x")
+
+    def asked(site: Any, plan: Any) -> None:
+        raise RunError("made", code="made")
+
+    monkeypatch.setattr(restore, "made", asked)
+    folder = "/mnt/usb" if there else str(tmp_path)
+    assert run(["restore", folder, "--yes", "--json", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == ("several-boxes" if several else "made")
+    assert steps(box) == []
 
 
 def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:

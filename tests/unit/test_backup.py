@@ -245,6 +245,22 @@ def test_the_newest_are_kept_and_files_of_others_stay(box: SmallBox) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([*others, old[2], Path(data["file"]).name])
 
 
+def test_another_box_of_the_same_name_keeps_its_backups(box: SmallBox) -> None:
+    folder, stamp = box.folder / "backups", "20260101T000000Z.tar"
+    folder.mkdir()
+    mine = [f"ownstack-{name}-{'a' * 12}-{stamp}" for name in ("small-box", "its-earlier-name")]
+    others = [
+        f"ownstack-small-box-{'b' * 12}-{stamp}",
+        f"ownstack-small-box-{stamp}",
+    ]  # one of them is older than marks
+    for name in [*mine, *others]:
+        (folder / name).write_text("x")
+    data = made(box, keep=1, mark="a" * 12)
+    assert sorted(data["removed"]) == sorted(str(folder / name) for name in mine)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, Path(data["file"]).name])
+    assert f"small-box-{'a' * 12}-" in data["file"]
+
+
 def test_a_run_that_fails_leaves_nothing_and_removes_nothing(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = box.folder / "backups"
     folder.mkdir()
@@ -385,12 +401,29 @@ def test_the_passphrase_of_a_timer_is_a_secret_and_in_no_backup(box: SmallBox) -
 
 
 def test_the_newest_of_a_folder_is_found(tmp_path: Path) -> None:
-    for name in ("ownstack-b-20260101T000000Z.tar", "ownstack-a-20260102T000000Z.tar", "z.tar"):
-        (tmp_path / name).write_text("x")
+    mine, other = (f"ownstack-a-{letter * 12}-2026010" for letter in "ab")
+    end = "T000000Z.tar"
 
-    def find(path: Path) -> Any:
-        return backup.find({"path": str(path)}, silent)["data"]["file"]
+    def put(*names: str) -> None:
+        for name in names:
+            (tmp_path / name).write_text("x")
 
-    assert find(tmp_path) == str(tmp_path / "ownstack-a-20260102T000000Z.tar")
+    def find(path: Path, mark: str = "") -> Any:
+        return backup.find({"path": str(path), "mark": mark}, silent)["data"]["file"]
+
+    put("z.tar", f"ownstack-a-20260102{end}", f"ownstack-a-20260101{end}")
+    assert find(tmp_path, "a" * 12) == find(tmp_path) == str(tmp_path / f"ownstack-a-20260102{end}"), "without marks"
+    put(f"{mine}3{end}", f"{mine}4{end}", f"{other}5{end}")
+    assert find(tmp_path, "a" * 12) == str(tmp_path / f"{mine}4{end}"), "of a box its own"
+    for path in tmp_path.glob("ownstack-a-2026*"):
+        path.unlink()
+    for mark in ("", "c" * 12):
+        with pytest.raises(StepError) as caught:
+            find(tmp_path, mark)
+        assert caught.value.code == "several-boxes"
+        assert all(name in caught.value.message for name in (f"{mine}4{end}", f"{other}5{end}"))
+        assert f"{mine}3{end}" not in caught.value.message
+    (tmp_path / f"{other}5{end}").unlink()
+    assert find(tmp_path, "c" * 12) == str(tmp_path / f"{mine}4{end}"), "of another machine, where it is the only one"
     assert find(tmp_path / "z.tar") == str(tmp_path / "z.tar")
     assert find(tmp_path / "none") == ""

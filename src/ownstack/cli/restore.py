@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -268,14 +269,39 @@ def made(site: Site, listen: Listen) -> Plan:
     return site.recorded_plan()
 
 
+def of_one_box(site: Site, path: str) -> None:
+    """Raises RunError where it is a folder with backups of several boxes: before a machine is made into one of them."""
+    from pyinfra.api.command import QuoteString, StringCommand
+
+    from ..runner.backup import newest
+    from ..runner.core import StepError
+
+    rc, out, _ = site.session.command(StringCommand("ls", "-1", "--", QuoteString(path)))
+    try:
+        if not newest(out.splitlines() if rc == 0 else []) and os.path.isdir(path):
+            newest(os.listdir(path))
+    except StepError as error:
+        raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
+
+
 def located(site: Site, plan: Plan, path: str) -> str:
-    """The backup on the target: there already, or uploaded from here. Raises ConfigError where it is in neither."""
-    found: str = site.session.step("backup.find", {"path": path})["file"]
+    """The backup on the target: there already, or uploaded from here; of a folder the box's own newest.
+
+    Raises ConfigError where it is in neither, RunError where a folder has those of several other boxes.
+    """
+    from ..engine import backups
+
+    wanted = {"path": path, "mark": backups.mark(plan)}
+    found: str = site.session.step("backup.find", wanted)["file"]
     here = Path(path)
     if not found and here.exists() and not site.session.target.local:
         from ..runner.backup import find
+        from ..runner.core import StepError
 
-        local = find({"path": path}, lambda event: None)["data"]["file"]
+        try:
+            local = find(wanted, lambda event: None)["data"]["file"]
+        except StepError as error:
+            raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
         if local:
             found = f"{plan.layout.var}/work/restore-{Path(local).name}"
             site.session.put(Path(local), found, "0600")
@@ -335,6 +361,7 @@ def restore(
         upgrade_run.end_first(site, progress)
         new = not stands(site)
         if new:
+            of_one_box(site, path)
             site.settings = settings_for(path, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
             confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
             plan = made(site, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def folder(plan: Plan) -> str:
 
 def state_file(plan: Plan) -> str:
     return f"{plan.layout.var}/backups.json"
+
+
+def mark(plan: Plan) -> str:
+    """What tells this box's backups from those of another one of the same name; "" where its machine has no id."""
+    machine = plan.host.machine_id_hash
+    return hashlib.sha256(f"{machine}:{plan.layout.var}".encode()).hexdigest()[:12] if machine else ""
 
 
 def key_spec(plan: Plan, **keys: Any) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def make_spec(
         "to": to,
         "keep": keep,
         "hostname": plan.host.hostname,
+        "mark": mark(plan),
         "kit_version": plan.kit_version,
         "versions": versions(plan),
         "services": kept(plan),

@@ -27,6 +27,8 @@ N8N_KEY = "n8n_encryption_key"
 WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, and how often it looks
 # work that may be cut off -> its name, and the states in which data and programs may not belong together
 UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restore", "swapping", "swapped")}
+# host, the box's own mark (older backups have none), when
+NAMED = re.compile(r"ownstack-(.+?)(?:-([0-9a-f]{12}))?-(\d{8}T\d{6}Z)\.tar")
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
@@ -34,11 +36,46 @@ def label(hostname: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", hostname).strip("-") or "box"
 
 
-def ours(folder: str, hostname: str) -> list[str]:
-    """The whole backups of this box in a folder, oldest first."""
-    form = re.compile(rf"ownstack-{re.escape(label(hostname))}-\d{{8}}T\d{{6}}Z\.tar")
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return [os.path.join(folder, name) for name in sorted(names) if form.fullmatch(name)]
+def name_of(spec: Spec, stamp: str) -> str:
+    mark = f"-{spec['mark']}" if spec.get("mark") else ""
+    return f"ownstack-{label(spec['hostname'])}{mark}-{stamp}.tar"
+
+
+def ours(folder: str, spec: Spec) -> list[str]:
+    """The whole backups of this box in a folder, oldest first. spec: hostname, mark.
+
+    Another box may have the same name. So those with this box's mark, or where it has none those of its name without.
+    """
+    own = spec.get("mark", "")
+    found = [
+        (held[3], name)
+        for name in (os.listdir(folder) if os.path.isdir(folder) else [])
+        if (held := NAMED.fullmatch(name)) and (held[2] == own if own else name == name_of(spec, held[3]))
+    ]
+    return [os.path.join(folder, name) for _, name in sorted(found)]
+
+
+def newest(names: list[str], mark: str = "") -> str:
+    """Of the names in a folder the newest backup: of the box with that mark, where there is one; "" without any.
+
+    Raises StepError where they are of several boxes.
+    """
+    boxes: dict[tuple[str, str], tuple[str, str]] = {}
+    for name in names:
+        held = NAMED.fullmatch(name)
+        if held is not None:
+            whose = (held[1] if not held[2] else "", held[2] or "")
+            boxes[whose] = max(boxes.get(whose, ("", "")), (held[3], name))
+    if mark and ("", mark) in boxes:
+        return boxes["", mark][1]
+    if len(boxes) > 1:
+        raise StepError(
+            f"there are backups of {len(boxes)} boxes; the newest of each: "
+            f"{', '.join(name for _, name in sorted(boxes.values()))}",
+            hint="name the file",
+            code="several-boxes",
+        )
+    return next((name for _, name in boxes.values()), "")
 
 
 @contextlib.contextmanager
@@ -65,9 +102,9 @@ def alone(path: str, wait_s: float = 0.0) -> Iterator[None]:
 def make(spec: Spec, emit: Emit) -> Result:
     """Make one backup, check it by opening it again, and remove what is over the number that is kept.
 
-    spec: to (folder), keep, hostname, kit_version, versions, services: [{name, folder, databases, skip, sealed}],
-    var, records (names below var), manifest (the box's), qdrant ({url} or None), models (see `add_models`, or None),
-    settings, secrets_dir, age, recipients or passphrase_file, once (remove passphrase_file when it is read),
+    spec: to (folder), keep, hostname, mark (of the box), kit_version, versions, services: [{name, folder, databases,
+    skip, sealed}], var, records (names below var), manifest (the box's), qdrant ({url} or None), models (see
+    `add_models`, or None), settings, secrets_dir, age, recipients or passphrase_file, once (remove passphrase_file),
     state (where the last one is noted), lock, work; drill (as for `drill.run`) where it is to be tried at once.
     """
     done, data = _made(spec, emit)
@@ -92,7 +129,7 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
         folder = _folder(spec)
         _space(spec, folder)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
-        path = os.path.join(folder, f"ownstack-{label(spec['hostname'])}-{stamp}.tar")
+        path = os.path.join(folder, name_of(spec, stamp))
         if os.path.exists(path):
             raise StepError(f"{path} is there already", hint="run again in a second", code="backup-exists")
         secrets = _secrets(spec)
@@ -255,7 +292,7 @@ def _models(out: Writer, spec: Spec) -> tuple[list[dict[str, Any]], str]:
 
 def _keep(folder: str, spec: Spec) -> list[str]:
     """Remove the oldest whole backups of this box beyond the number that is kept; never the newest."""
-    over = ours(folder, spec["hostname"])[: -max(1, int(spec["keep"]))]
+    over = ours(folder, spec)[: -max(1, int(spec["keep"]))]
     for path in over:
         os.unlink(path)
     return over
@@ -424,12 +461,14 @@ def state(spec: Spec, emit: Emit) -> Result:
 
 
 def find(spec: Spec, emit: Emit) -> Result:
-    """The backup that a path means: itself, or the newest in a folder; empty where there is none. spec: path."""
+    """The backup that a path means: itself, or the newest in a folder; empty where there is none.
+
+    spec: path, mark (of the box whose backup is meant before all others). Raises StepError where it is not clear.
+    """
     path = spec["path"]
     if os.path.isdir(path):
-        form = re.compile(r"ownstack-.+-(\d{8}T\d{6}Z)\.tar")
-        dated = [(found[1], name) for name in os.listdir(path) if (found := form.fullmatch(name))]
-        path = os.path.join(path, max(dated)[1]) if dated else ""
+        name = newest(os.listdir(path), spec.get("mark", ""))
+        path = os.path.join(path, name) if name else ""
     return {"changed": False, "data": {"file": path if path and os.path.isfile(path) else ""}}
 
 
