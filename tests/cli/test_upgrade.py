@@ -459,16 +459,31 @@ def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
     assert asked == ([(held, "open-webui-other")] if changed else [])
 
 
-def test_a_model_that_was_removed_since_is_no_hindrance_to_going_back(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("lost", [False, True])
+def test_models_stay_as_they_are_on_the_way_back_of_the_engine(
+    lost: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its files are gone: no way back brings it again, and none may be refused for it."""
+    """The plan may be another one since: with the list of then its models were gone, and offline they stayed so."""
     about = {"from": {"ollama": "0.32.15"}, "to": {"ollama": LOCK["ollama"]}}
     row = snapshot(box, "ollama", counts={**COUNTS, "models": {"gone:1b": "a", "here:1b": "b"}}, **about)
     monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
-    monkeypatch.setitem(standing.ANSWERS, "snapshots.counts", {**COUNTS, "models": {"here:1b": "b"}})
-    assert run(["rollback", "--yes", "--json"]) == 0
-    assert told(capsys)["data"]["lost"] == []
+    today = {**COUNTS, "models": {"here:1b": "b", "new:1b": "c"}}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.counts", today)
+    real = Session.step
+
+    def counted(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if lost and name == "snapshots.put":
+            monkeypatch.setitem(standing.ANSWERS, "snapshots.counts", {**COUNTS, "models": {"here:1b": "b"}})
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", counted)
+    assert run(["rollback", "--yes", "--json"]) == int(lost)
+    found = told(capsys)
+    assert set(specs(box, "snapshots.put")[0]["leave"]) == {"manifests", "models.json"}
+    if lost:
+        assert "the model new:1b is gone" in found["error"]["message"]
+        return
+    assert found["data"]["lost"] == []
     assert "snapshots.commit" in steps(box)
 
 

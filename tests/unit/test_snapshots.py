@@ -749,6 +749,19 @@ def test_putting_back_leaves_alone_what_it_is_told_to(box: Box) -> None:
     assert not (box.web / "later").exists()
 
 
+@pytest.mark.parametrize("leave", [[], ["n8n-content.json"]])
+def test_a_record_that_it_is_told_to_leave_stays(leave: list[str], box: Box) -> None:
+    """Which models the kit pulled, say: the way back of an engine leaves models as they are."""
+    record = box.var / "n8n-content.json"
+    then, today = record.read_text(), json.dumps({"key_fingerprint": fingerprint(KEY), "more": "since"})
+    snapshots.take(box.spec(), silent)
+    snapshots.commit(box.place(), silent)
+    record.write_text(today)
+    snapshots.take(box.spec(identity="today"), silent)
+    snapshots.put({**box.place(), "from": "first", "leave": leave}, silent)
+    assert record.read_text() == (today if leave else then)
+
+
 def test_it_is_not_put_back_without_a_copy_of_today_or_without_its_program(box: Box) -> None:
     with pytest.raises(StepError, match="today's data was not copied"):
         snapshots.put({**box.place(), "from": "first"}, silent)

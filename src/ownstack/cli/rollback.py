@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from .upgrade_run import Change
 
+# which models there are, and which of them the kit pulled: of today's plan, whatever version serves them
+MODELS = ("manifests", "models.json")
+
 
 def held(site: Site, plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """`snapshots` of a box and what is `replaced`, oldest first; none where it is older than snapshots are."""
@@ -72,7 +75,8 @@ def chosen(site: Site, plan: Plan, service: str) -> list[dict[str, Any]]:
 
 
 def way_back(site: Site, plan: Plan, row: dict[str, Any], listen: Any, patience_s: int, run: str) -> Change:
-    """The change that leads back. Qdrant's data stays where another Qdrant has opened it meanwhile.
+    """The change that leads back. Qdrant's data stays where another Qdrant has opened it meanwhile, and so do models:
+    those pulled since would be gone, and those removed since be named without their files.
 
     Documents whose vectors were of an earlier embedding model, or of before an import, are indexed anew.
     """
@@ -86,9 +90,10 @@ def way_back(site: Site, plan: Plan, row: dict[str, Any], listen: Any, patience_
     now = {item.name: item.version for part in plan.roles for item in part.artifacts}
     other = row["role"] != "qdrant" and "qdrant" in before and now.get("qdrant") != before["qdrant"].version
     indexed = row["plan"].get("vectors", "") if row["role"] == "open_webui" and not other else ""
+    leave = ("qdrant",) if other else MODELS if row["role"] == "ollama" else ()
     return Change(
         site, row["role"], plan, (with_artifacts(plan, moved),), listen, patience_s, kind="rollback", put=row["id"],
-        leave=("qdrant",) if other else (), vectors=indexed, expected=without_runs(row["counts"]), run=run,
+        leave=leave, vectors=indexed, expected=without_runs(row["counts"]), run=run,
     )  # fmt: skip
 
 
@@ -102,10 +107,7 @@ def without_runs(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def lost(site: Site, plan: Plan, row: dict[str, Any], change: Change) -> list[str]:
-    """What was made since the snapshot, in words.
-
-    A model that has gone since, or is another one, need not be there afterwards: its files are no part of a snapshot.
-    """
+    """What was made since the snapshot, in words. Of models today's have to be there afterwards."""
     from ..engine.upgrades import count_spec
     from ..upgrading import since
 
@@ -113,10 +115,8 @@ def lost(site: Site, plan: Plan, row: dict[str, Any], change: Change) -> list[st
     now = site.session.step("snapshots.counts", count_spec(plan, row["role"], made))
     if "qdrant" in change.leave:
         now = {**now, "vectors": {}}
-    held, there = row["counts"].get("models", {}), now.get("models", {})
-    kept = {name: digest for name, digest in held.items() if there.get(name) == digest}
-    change.expected = {**(change.expected or {}), "models": kept}
-    return since(without_runs(row["counts"]), now)
+    change.expected = {**(change.expected or {}), "models": now.get("models", {})}
+    return since(without_runs(row["counts"]), {**now, "models": {}})
 
 
 @click.command()
@@ -198,8 +198,10 @@ def tell(rows: list[dict[str, Any]], changes: list[Change], gone: list[str]) -> 
     for row in rows:
         note(told(row))
     note(f"lost by going back: {', '.join(gone) or 'nothing that can be counted'}; a copy of today stays")
-    if any(change.leave for change in changes):
+    if any("qdrant" in change.leave for change in changes):
         note("Qdrant's data stays as it is: another version has opened it since")
+    if any("manifests" in change.leave for change in changes):
+        note("models stay as they are")
 
 
 def _discard(site: Site, plan: Plan, service: str, yes: bool, as_json: bool) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Change:
     patience_s: int
     kind: str = "upgrade"
     put: str = ""  # the snapshot whose data is put in the place of today's
-    leave: tuple[str, ...] = ()  # of that snapshot: services whose data stays as it is
+    leave: tuple[str, ...] = ()  # of that snapshot: items and records that stay as they are
     vectors: str = ""  # of that snapshot: the beginning of its collections' names
     expected: dict[str, Any] | None = None  # counts that have to be reached; None: those of today
     rehearsed: bool = False

@@ -280,7 +280,7 @@ def recover(spec: Spec, emit: Emit) -> str:
 def put(spec: Spec, emit: Emit) -> Result:
     """After `take`: put the data of an earlier snapshot in the place of today's. The snapshot stays.
 
-    spec: as for `revert`, and from (the earlier snapshot's id), leave (names of items that stay as they are).
+    spec: as for `revert`, and from (the earlier snapshot's id), leave (items and records that stay as they are).
     """
     with alone(spec["lock"]):
         if _state(spec).get("status") != "taken":

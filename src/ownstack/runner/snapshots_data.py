@@ -132,7 +132,7 @@ def put_programs(spec: Spec, folder: str, about: dict[str, Any], leave: Any = ()
         base = os.path.join(spec["opt"], name)
         if os.path.isdir(os.path.join(base, target)):  # what is gone, whoever puts back makes anew
             switch(os.path.join(base, "current"), os.path.join(base, target))
-    for name in about["records"]:
+    for name in set(about["records"]) - set(leave):
         put_file(os.path.join(folder, name), os.path.join(spec["var"], name))
     kept = os.path.join(folder, "secrets")
     beginnings = [name for name in about["secrets"] if name.rstrip("_") not in leave]
