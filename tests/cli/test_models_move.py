@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ownstack.cli import run
 from ownstack.engine import carry
+from ownstack.engine.session import Session
+from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
 from tests.cli.test_backup import steps
+from tests.unit import machines
+
+activate()
+from roles.ollama import models_dir  # noqa: E402 - found once `activate` has run
 
 PATH = "/mnt/large/models"
+FOLDER = {"path": PATH, "service": "ollama", "write": True}
 
 
 @pytest.fixture
@@ -41,8 +49,45 @@ def test_old_files_go_when_the_box_has_passed(
     config.write_text('use = "chat"\n')
     assert move(monkeypatch, config, Outcome.ok("fine")) == 0
     assert json.loads(capsys.readouterr().out)["data"]["freed"] == 9
-    assert steps(box) == ["ollama.move", "ollama.move_drop"], "in a run of its own, after the one that switched"
+    done = steps(box)
+    assert done[:2] == ["ollama.move", "ollama.move_drop"], "in a run of its own, after the one that switched"
+    assert "box.write_manifest" in done, "nothing is left to be finished"
     assert PATH in config.read_text()
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_one_that_was_cut_off_when_it_had_switched_is_finished(
+    passes: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The box has its models in the new folder already, and the old one is full of them."""
+    config = tmp_path / "ownstack.toml"
+    config.write_text('use = "chat"\n')
+    before = models_dir(machines.plan())
+    told: list[tuple[str, dict[str, Any]]] = []
+    real = Session.step
+
+    def step(self: Session, name: str, spec: dict[str, Any], *more: Any, **words: Any) -> dict[str, Any]:
+        if not spec.get("dry"):
+            told.append((name, spec))
+        return real(self, name, spec, *more, **words)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert move(monkeypatch, config, Outcome.ok("fine")) == 0
+    assert [(spec["from"], spec["later"]) for name, spec in told if name == "ollama.move"] == [(before, False)] * 2
+    plan = machines.plan(flags={f"folders.models.{key}": value for key, value in FOLDER.items()})
+    assert models_dir(plan) == PATH
+    box.state = machines.box(plan, models_left=before)
+    config.write_text('use = "chat"\n')
+    told.clear()
+    capsys.readouterr()
+    outcome = Outcome.ok("fine") if passes else Outcome.failed("no answer came")
+    assert move(monkeypatch, config, outcome) == int(not passes)
+    assert {(spec["from"], spec["to"], spec["later"]) for name, spec in told if name.startswith("ollama.move")} == {
+        (before, PATH, True)
+    }
+    assert ("ollama.move_drop" in [name for name, _ in told]) == passes, "it has to pass from the new folder first"
+    if not passes:
+        assert f"the box serves from {PATH}, as before" in json.loads(capsys.readouterr().out)["error"]["hint"]
 
 
 def test_one_that_does_not_pass_leaves_files_and_settings(

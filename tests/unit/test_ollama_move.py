@@ -89,6 +89,35 @@ def test_it_goes_on_where_it_was_cut_off(store: Path, tmp_path: Path, monkeypatc
     assert held(target) == held(store)
 
 
+def test_one_that_was_cut_off_at_its_end_is_finished_later(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new store has been serving since: what it has is not put back to what the old one held."""
+    target = tmp_path / "models"
+    ollama_move.copy(spec(store, target), silent)
+    name = "manifests/registry.ollama.ai/library/{}/latest"
+    (target / name.format("one")).write_text("pulled anew since")
+    third = store / name.format("three")
+    third.parent.mkdir()
+    third.write_text("came while the first copy was made")
+    with pytest.raises(StepError) as caught:
+        ollama_move.drop(spec(store, target), silent)
+    assert caught.value.code == "store-differs"
+    assert ollama_move.copy(spec(store, target, later=True), silent)["data"]["files"] == 1
+    (store / name.format("two")).write_text("pulled anew while the old one still served")
+    with pytest.raises(StepError):
+        ollama_move.drop(spec(store, target, later=True), silent)
+    ollama_move.copy(spec(store, target, later=True), silent)
+    shutil.rmtree(store / "blobs")  # as far as it had come
+    ollama_move.copy(spec(store, target, later=True), silent)
+    ollama_move.drop(spec(store, target, later=True), silent)
+    assert not list(ollama_move.files_of(str(store)))
+    assert (target / name.format("one")).read_text() == "pulled anew since"
+    assert (target / name.format("two")).read_text() == "pulled anew while the old one still served"
+    assert (target / name.format("three")).exists()
+    assert ollama_move.copy(spec(store, target, later=True), silent)["data"]["files"] == 0, "nothing is left to do"
+
+
 def test_bytes_that_came_over_wrong_are_found(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = shutil.copyfileobj
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
     from ..plan import Plan
+
+LEFT = "models_left"  # in the manifest: the folder that the models are moved from
 
 
 @click.group(invoke_without_command=True)
@@ -83,7 +86,7 @@ def move(
     """Move the models to the folder PATH, on another disk for instance.
 
     Copied and compared with their hashes while the engine serves, then switched and verified; only then are the old
-    files deleted. What fails before leaves the box as it was.
+    files deleted. What fails before leaves the box as it was. One that was cut off is finished by the same command.
     """
     from . import upgrade_run
 
@@ -93,7 +96,7 @@ def move(
     with open_site(settings, sudo_password_file, doing="models move") as site:
         upgrade_run.end_first(site)
         old = site.recorded_plan()
-        spec = move_spec(old, path)
+        spec = move_spec(old, path, (site.state.manifest or {}).get(LEFT, ""))
         found = site.session.step("ollama.move", {**spec, "dry": True})
         if not as_json:
             note(f"from {spec['from']}: {size(found['held'])}, of it to copy: {size(found['bytes'])}")
@@ -106,6 +109,7 @@ def move(
     with open_site(read_settings(config_file, sets, host=host), sudo_password_file, doing="models move") as site:
         site.session.step("ollama.move", spec)  # what came while the first copy was made
         freed = site.session.step("ollama.move_drop", spec)
+        left(site, old, None)
     if as_json:
         emit_json("models-move", {**spec, "moved": found["held"], "freed": freed["bytes"], "settings": str(file)})
         return 0
@@ -113,8 +117,23 @@ def move(
     return 0
 
 
-def move_spec(plan: Plan, path: str) -> dict[str, Any]:
-    """The specification of `ollama.move` and `.move_drop`. Raises RunError where the store is not ours to move."""
+def left(site: Site, plan: Plan, folder: str | None) -> None:
+    """Note from where the models are moved, until that is free again."""
+    from ..engine.apply import execute
+    from ..kit import activate
+
+    activate()
+    from deploy import remember
+
+    execute(site.session, remember, lambda event: None, plan=plan, values={LEFT: folder})
+
+
+def move_spec(plan: Plan, path: str, before: str = "") -> dict[str, Any]:
+    """The specification of `ollama.move` and `.move_drop`. Raises RunError where the store is not ours to move.
+
+    before: the folder that a move left which was cut off. Where the box has its models in `path` already, it is the one
+    to be emptied.
+    """
     from ..engine import units
     from ..kit import activate
 
@@ -127,9 +146,11 @@ def move_spec(plan: Plan, path: str) -> dict[str, Any]:
     activate()
     from roles.ollama import NAME, models_dir
 
-    account = plan.account(NAME)
+    account, now = plan.account(NAME), models_dir(plan)
+    later = bool(before) and os.path.normpath(now) == os.path.normpath(path) != os.path.normpath(before)
     return {
-        "from": models_dir(plan),
+        "from": before if later else now,
+        "later": later,
         "to": path,
         "owner": account,
         "group": account,
@@ -181,7 +202,11 @@ def _apply(site: Site, plan: Plan, old: Plan) -> None:
 
     activate()
     from deploy import apply
+    from roles.ollama import models_dir
 
+    before = models_dir(old)
+    if before != models_dir(plan):
+        left(site, old, before)
     try:
         execute(site.session, apply, lambda event: None, plan=plan)
         report = verify(plan, site.session, lambda result: None)
@@ -195,8 +220,10 @@ def _apply(site: Site, plan: Plan, old: Plan) -> None:
     if not why:
         return
     execute(site.session, apply, lambda event: None, plan=old)
+    if before != models_dir(plan):
+        left(site, old, None)
     raise RunError(
         f"the models were not moved: {why}",
-        hint="the box serves from the old folder, as before; the copy was left where it is",
+        hint=f"the box serves from {before}, as before, and nothing was deleted",
         code="move-reverted",
     )

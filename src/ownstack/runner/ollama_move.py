@@ -29,13 +29,14 @@ def files_of(store: str) -> Iterator[tuple[str, int]]:
 def copy(spec: Spec, emit: Emit) -> Result:
     """Copy a store and compare every file with its hash or its source. Goes on where it was cut off.
 
-    spec: from, to, owner, group, run_dir. Dry: data says what there is to copy. data: files, bytes (copied now), held
-    (bytes of the whole store), free. Raises StepError where a pull goes on, the disk is too small, or bytes differ.
+    spec: from, to, owner, group, run_dir, later (either may have been serving since, and what is newer stays; an
+    earlier `drop` may have begun). Dry: data says what there is to copy. data: files, bytes (copied now), held (bytes
+    of the whole store), free. Raises StepError where a pull goes on, the disk is too small, or bytes differ.
     """
     source, target = os.path.realpath(spec["from"]), os.path.realpath(spec["to"])
     _check(spec, source, target)
     have = list(files_of(source))
-    todo = [(path, size) for path, size in have if _size(os.path.join(target, path)) != size]
+    todo = [(path, size) for path, size in have if not _there(spec, source, target, path, size)]
     data = {"files": len(todo), "bytes": sum(size for _, size in todo), "held": sum(size for _, size in have)}
     data["free"] = shutil.disk_usage(_existing(target)).free
     if data["bytes"] + SPARE > data["free"]:
@@ -50,7 +51,7 @@ def copy(spec: Spec, emit: Emit) -> Result:
     account = ids(spec.get("owner", ""), spec.get("group", ""))
     try:
         _folder(target, target, account)
-        _all(source, target, have, todo, account, emit)
+        _all(source, target, todo if spec.get("later") else have, todo, account, emit)
     except OSError as error:
         raise StepError(
             f"{error.filename or target}: {error.strerror}; nothing was switched",
@@ -79,7 +80,7 @@ def _all(
 
 
 def drop(spec: Spec, emit: Emit) -> Result:
-    """Take away the store that was moved. spec: from, to.
+    """Take away the store that was moved. spec: from, to, later (as for `copy`).
 
     Raises StepError, and removes nothing, where `to` lacks a file of it.
     """
@@ -88,7 +89,7 @@ def drop(spec: Spec, emit: Emit) -> Result:
         raise StepError(f"{source} is the store that serves", code="store-same")
     have = list(files_of(source))
     for path, size in have:
-        if _size(os.path.join(target, path)) != size:
+        if not _there(spec, source, target, path, size):
             raise StepError(
                 f"{os.path.join(target, path)} is missing or has another size: {source} is kept",
                 hint=f"`ownstack models move {target}` again",
@@ -104,7 +105,7 @@ def drop(spec: Spec, emit: Emit) -> Result:
 
 def _check(spec: Spec, source: str, target: str) -> None:
     """Raises StepError where moving makes no sense or is not safe now."""
-    if not os.path.isdir(os.path.join(source, "blobs")):
+    if not os.path.isdir(os.path.join(source, "blobs")) and not spec.get("later"):
         raise StepError(f"{source} holds no models", hint="`ownstack up` pulls them", code="store-empty")
     inside = os.path.commonpath([source, target])
     if inside in (source, target):
@@ -136,6 +137,14 @@ def _size(path: str) -> int:
         return os.path.getsize(path)
     except OSError:
         return -1
+
+
+def _there(spec: Spec, source: str, target: str, path: str, size: int) -> bool:
+    """Whether the new store has a file; later, a manifest as old as that or newer."""
+    old, new = os.path.join(source, path), os.path.join(target, path)
+    if not spec.get("later") or not path.startswith("manifests"):
+        return _size(new) == size
+    return _size(new) >= 0 and os.stat(new).st_mtime_ns >= os.stat(old).st_mtime_ns
 
 
 def _folder(path: str, store: str, account: tuple[int, int]) -> None:
