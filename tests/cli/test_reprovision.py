@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from ownstack.cli import run
+from ownstack.cli import reprovision, run
 from ownstack.engine import apply, carry
 from ownstack.engine.session import Session
 from ownstack.errors import UnsupportedError
 from ownstack.kit import activate
+from ownstack.plan import Adopted
+from ownstack.settings import load
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
@@ -201,6 +203,25 @@ def test_prune_is_only_done_when_it_is_asked_for(
         verdict(monkeypatch, outcome, role)
         assert run(["up", "--yes", "--prune"]) == 1
         assert ("ollama.prune" in steps(box)) == pruned
+
+
+@pytest.mark.parametrize("engine", ["own", "used", "adopted"])
+def test_of_an_engine_that_is_only_used_no_model_is_pruned_but_what_else_is_left(
+    engine: str, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = machines.plan("rtx-4090").model_copy(update={"engine_existing": engine != "own"})
+    if engine == "adopted":
+        told = Adopted(unit="ollama.service", path="/etc/o.service", dropin="/etc/o.service.d/ownstack.conf")
+        plan = plan.model_copy(update={"adopted": told})
+    monkeypatch.setitem(standing.ANSWERS, "ollama.prune", {"models": [{"model": "old:1b", "bytes": 1}]})
+    monkeypatch.setitem(standing.ANSWERS, "box.state", {"manifest": {"old_vectors": ["open-webui-old"]}})
+    monkeypatch.setitem(standing.ANSWERS, "qdrant.drop", {"collections": ["open-webui-old_files"]})
+    with box.open(load({}, None, {})) as site:
+        rows = reprovision.tidy(site, plan, prune=True)
+    wanted = [] if engine == "used" else ["old:1b"]
+    assert [row.get("model") or row["collection"] for row in rows] == [*wanted, "open-webui-old_files"]
+    pruned = [command for command in box.seen.commands if "ollama.prune" in command]
+    assert [("adopted-models.json" in command) for command in pruned] == [engine == "adopted"] * len(wanted)
 
 
 def test_plan_shows_the_transaction_and_what_if_there_were_another_card(

@@ -591,15 +591,17 @@ def test_status_tells_of_an_upgrade_that_was_cut_off(box: Box, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "rehearsed"),
     [(["open_webui"], True), (["open_webui", "--no-rehearse"], False), (["n8n"], False), (["n8n", "--rehearse"], True),
-     (["ollama"], False)],
+     (["ollama"], False), (["ollama", "--rehearse"], False)],
 )  # fmt: skip
 def test_major_steps_are_rehearsed_and_others_where_it_is_asked(
     words: list[str], rehearsed: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(standing.ANSWERS, "snapshots.rehearsal", {"before": COUNTS, "after": COUNTS})
     assert run(["upgrade", "--yes", "--json", *words]) == 0
-    (row,) = told(capsys)["data"]["done"]
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)["data"]["done"]
     assert row["rehearsed"] == rehearsed
+    assert ("ollama has nothing to rehearse" in said.err) == (words == ["ollama", "--rehearse"])
     done = steps(box)
     assert ("snapshots.rehearsal" in done) == rehearsed
     if rehearsed:

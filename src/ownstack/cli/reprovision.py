@@ -236,11 +236,15 @@ def keep_tags(site: Site, plan: Plan) -> list[str]:
 
 
 def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
-    """Leftovers of earlier plans: removed with `prune`, only named without."""
+    """Leftovers of earlier plans: removed with `prune`, only named without.
+
+    Of an engine that is only used no model goes: what is on record may be of one before it, and the same model there
+    be its owner's. What was pulled into an adopted one has a record of its own.
+    """
     from ..engine import units
     from ..kit import activate
 
-    if plan.engine_existing or not plan.has("models"):
+    if not plan.has("models"):
         return []
     activate()
     from roles.models import record
@@ -249,8 +253,10 @@ def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
     session.layout_runner = units.runner_python(plan)
     session.on_event = silent
     spec = {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
+    found: list[dict[str, Any]] = []
     try:
-        found = session.step("ollama.prune" if prune else "ollama.leftovers", spec)["models"]
+        if plan.adopted is not None or not plan.engine_existing:
+            found = session.step("ollama.prune" if prune else "ollama.leftovers", spec)["models"]
         rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in found]
         return rows + _old_vectors(site, plan, prune)
     except RunError:

@@ -195,7 +195,7 @@ def carry_out(
 ) -> list[dict[str, Any]]:
     """Each service in turn: what one has reached stays, also where a later one is put back."""
     from ..upgrading import stages
-    from .upgrade_rehearse import rehearse, wished
+    from .upgrade_rehearse import REHEARSED, rehearse, wished
     from .upgrade_run import Change, carry_out_all, new_id
 
     changes, run = [], new_id()
@@ -207,6 +207,8 @@ def carry_out(
         for change in changes:
             change.stage()
             major = any(move.step == "major" for move in found.of(change.role))
+            if rehearsed and change.role not in REHEARSED:
+                note(f"{change.role} has nothing to rehearse: Open WebUI and n8n have, which change their databases")
             if wished(change, rehearsed, major):
                 change.rehearsed = rehearse(change, bool(rehearsed))
     finally:
