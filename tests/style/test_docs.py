@@ -98,3 +98,11 @@ def test_the_guarantees_name_tests_that_exist() -> None:
             path = ROOT / file
             assert path.is_file(), f"{file} is named and not there"
             assert f"\ndef {name}(" in path.read_text(), f"{file} has no {name}"
+            told = f"`{file}::{name}` (part of `tests/run --full`)" in row
+            assert told == is_slow(path.read_text(), name), f"{name}: whether CI runs it is told wrongly"
+
+
+def is_slow(text: str, name: str) -> bool:
+    """Whether only `tests/run --full` runs a test of a module."""
+    marks = text[: text.index(f"\ndef {name}(")].rsplit("\n\n\n", 1)[-1]
+    return "\npytestmark = pytest.mark.slow" in text or "@pytest.mark.slow" in marks
