@@ -11,6 +11,7 @@ import pytest
 
 from ownstack.kit import activate
 from ownstack.plan import Plan
+from ownstack.runner.n8n_content import QUESTION
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_open_webui import sign_in, step, web
 from tests.hosts import Host, Network
@@ -75,12 +76,18 @@ def served(box: Host, ownstack: Ownstack) -> str:
 
 
 def n8n_model(box: Host) -> str:
-    return box.output("cat /var/lib/ownstack/n8n-content.json")
+    """The model with which n8n's demo workflow answers, through the credential that n8n keeps."""
+    ask = "curl -sf -m 300 --retry 10 --retry-delay 1 --retry-all-errors -H 'content-type: application/json' -d @- "
+    said = box.run(f"{ask} http://127.0.0.1:5678/webhook/ask", data=json.dumps({"question": QUESTION}))
+    answer = json.loads(said.stdout)
+    assert answer.get("answer", "").strip(), answer
+    return str(answer["model"])
 
 
 def test_less_memory_brings_a_smaller_model_and_deletes_nothing(
     box: Host, ownstack: Ownstack, reports: dict[int, Path]
 ) -> None:
+    assert n8n_model(box) == LARGE
     box.run(f"curl -sf http://127.0.0.1:11434/api/copy -d '{json.dumps({'source': LARGE, 'destination': MINE})}'")
     shown = ownstack.json("plan", "--from", str(reports[16]), "--pin", f"chat={SMALL}")
     assert any("memory" in text for text in shown["change"]["hardware"])
@@ -93,6 +100,7 @@ def test_less_memory_brings_a_smaller_model_and_deletes_nothing(
     assert not done["leftovers"][0]["removed"]
     assert {LARGE, SMALL, MINE} <= models(box)
     assert served(box, ownstack) == SMALL
+    assert n8n_model(box) == SMALL
     assert "previous_plan" not in manifest(box)
     memory = next(check for check in done["verify"]["checks"] if check["id"] == "models-memory")
     assert SMALL in memory["measured"]
@@ -140,6 +148,7 @@ def test_more_memory_another_embedding_model_and_prune(box: Host, ownstack: Owns
     assert any("memory grew from 16 to 48 GiB" in text for text in done["change"]["hardware"])
     assert done["change"]["fetch"] == [{"model": OTHER, "bytes": done["change"]["fetch"][0]["bytes"]}]
     now = Plan.model_validate(manifest(box)["plan"])
+    assert n8n_model(box) == LARGE
     store = {"url": open_webui.qdrant_url(now), "secrets_dir": now.layout.secrets}
     counts = json.loads(
         box.run(f"{now.layout.current('base')}/runner qdrant.counts", data=json.dumps(store)).stdout.splitlines()[-1]
