@@ -165,13 +165,14 @@ class Session:
     def note(self, event: str, step: str, **more: Any) -> None:
         """A line into the box's journal, where this session holds the box.
 
-        Raises RunError where it cannot be written; not in the way of an error of a step, nor of the end of a change.
+        Raises RunError where it cannot be written; not in the way of an error of a step, nor of the end of a change or
+        of a run, in which all is done.
         """
         if self.held is not None:
             try:
                 self.held.note(event, step, **more)
             except RunError:
-                if event != "failed" and step not in ENDING:
+                if event not in ("failed", "done") and step not in ENDING:
                     raise
 
     def close(self) -> None:
