@@ -47,6 +47,8 @@ WAIT_S = 60.0  # for a step over here that goes on after its run was cut off
 
 def _note(spec: Spec, status: str, **more: Any) -> None:
     path = spec["state"]
+    if status == "done" and take_ahead(path):  # the same, written when there was space
+        return
     write_json(path, {**read_json(path, {}), "status": status, "time": time.time(), **more})
 
 
@@ -330,8 +332,7 @@ def finish(spec: Spec, emit: Emit) -> Result:
 
 def _end(spec: Spec, status: str) -> None:
     """Note the end, then take away what lies aside or ready, and note that too."""
-    if not (status == "done" and take_ahead(spec["state"])):
-        _note(spec, status, **ENDED)
+    _note(spec, status, **ENDED)
     _clear(spec)
     _note(spec, status, clean=True)
 
