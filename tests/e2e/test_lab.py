@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 
 from ownstack.runner import artifacts
+from tests.e2e.conftest import Mirror
 from tests.hosts import gguf_file, lab
-from tests.hosts.commands import cache, run
+from tests.hosts.commands import run
 from tests.hosts.local import LocalBox
 from tests.hosts.network import Network
 from tests.hosts.registry import Registry
@@ -24,9 +24,8 @@ SAYS_ITS_VERSION = {"qdrant": "bin/qdrant", "uv": "bin/uv", "node": "bin/node", 
 
 
 @pytest.fixture(scope="module")
-def built() -> Iterator[lab.Lab]:
-    with tempfile.TemporaryDirectory(dir=cache().parent) as root:
-        yield lab.build(Path(root))
+def built(mirror: Mirror) -> lab.Lab:
+    return mirror.lab
 
 
 def rows(built: lab.Lab) -> Iterator[tuple[str, dict[str, Any]]]:
