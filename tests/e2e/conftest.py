@@ -38,7 +38,7 @@ LONG = (
     *("debian12_root", "debian13_sudo", "backup", "interrupted", "open_webui", "local_supervisord", "reprovision"),
     *("models_later", "import", "software_gpu", "refusals", "unprivileged", "held", "faults"),
 )
-# on one clone, so in this order: the last one leaves the least as it was
+# on one clone, so in this order: what the last ones change the first ones could not bear
 COMMON = ("browser", "edited_files", "maintain", "refusing", "secrets", "standing_box", "silent")
 SHORT = (
     *("existing_ollama", "adopt", "offline", "lab", "fit_software_gpu", "fit_measured", "hosts", "fit_catalogue"),

@@ -56,7 +56,7 @@ for i in $(seq 100); do curl -sf -o /dev/null {URL}/api/version && break; sleep 
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
     with Host(network, "adopt", Options(lower=(debian12.layer,))) as host:
         host.boot()
-        host.run(INSTALL)  # stops the services: it need not be waited for them
+        host.run(INSTALL)  # it stops the services, so nobody waits until they are ready
         yield host
 
 

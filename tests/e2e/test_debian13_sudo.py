@@ -22,7 +22,7 @@ from tests.hosts.commands import cache
 from tests.hosts.kit import CHECKOUT, SERVICES, Ownstack, wait_ready
 
 # every program line of every process, the host's too, again and again
-WATCH = "while :; do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; echo; sleep 0.02; done"
+WATCH = "while :; do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; echo; sleep 0.05; done"
 ONLY_QDRANT = ("--set", 'roles=["qdrant"]')
 LAUNCHER = ("ownstack", "src", "tools", "requirements", "pyproject.toml", "README.md", "LICENSE")
 
