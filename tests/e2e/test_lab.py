@@ -38,6 +38,7 @@ def rows(built: lab.Lab) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield artifact["name"], row
 
 
+@pytest.mark.slow  # a provisioned host shows it too: `up` fetches and unpacks them, and `verify` has them run
 def test_vendors_archives_of_the_lab_run(built: lab.Lab, tmp_path: Path) -> None:
     seen = set()
     with FileServer(folder(built.mirror)) as server:
@@ -71,6 +72,7 @@ def test_the_products_own_lock_is_untouched(built: lab.Lab) -> None:
     assert hashlib.sha256(archive.read_bytes()).hexdigest() == row["sha256"]
 
 
+@pytest.mark.slow  # a provisioned host has pulled its models from there
 def test_a_real_ollama_pulls_from_the_registry(built: lab.Lab, network: Network, tmp_path: Path) -> None:
     """A model of 8 MB, in a network of its own."""
     model = gguf_file.write(
