@@ -11,7 +11,6 @@ from typing import Any
 
 from gevent import get_hub  # type: ignore[import-untyped]
 from gevent.hub import Hub  # type: ignore[import-untyped]
-from paramiko import SSHException
 from pyinfra.api.command import FileUploadCommand
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.exceptions import PyinfraError
@@ -22,6 +21,7 @@ from pyinfra.context import ctx_host, ctx_state
 
 from ..errors import OwnstackError, RunError, UnreachableError
 from . import ahead, carry, units
+from .lean import SSHException
 from .session import Session, read_result
 
 Listen = Callable[[dict[str, Any]], None]

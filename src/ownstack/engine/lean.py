@@ -1,0 +1,77 @@
+"""pyinfra, imported without what is not used here: that takes as long as the rest of it.
+
+This comes before any other import of pyinfra, see `__init__`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+
+def load() -> type[Exception]:
+    """Import pyinfra while names stand for the modules that it would import and that nothing needs:
+
+    * paramiko, where no connection is made. Of it pyinfra's core uses an error's class, which is the real one, and a
+      class in annotations. A connection over SSH imports the real paramiko then.
+    * Mock: typeguard lets one pass as anything. With it comes the whole of asyncio.
+
+    Gives paramiko's error.
+    """
+    if "pyinfra" in sys.modules or "paramiko" in sys.modules:  # pyinfra's own command, say
+        error: type[Exception] = importlib.import_module("paramiko").SSHException
+        return error
+    spec = importlib.util.find_spec("paramiko")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    # paramiko runs programs that an ssh configuration names through it; pyinfra gives it something else for that
+    sys.modules.setdefault("invoke", None)  # type: ignore[arg-type]
+    with _standing_in("paramiko", PKey=object, __path__=folders) as paramiko:
+        with contextlib.ExitStack() as stack:
+            if "unittest.mock" not in sys.modules:
+                stack.enter_context(_standing_in("unittest.mock", Mock=type("Mock", (), {}), patch=None))
+            importlib.import_module("typeguard")
+        error = paramiko.SSHException = importlib.import_module("paramiko.ssh_exception").SSHException
+        importlib.import_module("pyinfra.api.operations")
+    return error
+
+
+@contextlib.contextmanager
+def _standing_in(name: str, **names: Any) -> Iterator[Any]:
+    """For a while a module that has nothing but these names."""
+    module = ModuleType(name)
+    vars(module).update(names)
+    sys.modules[name] = module
+    try:
+        yield module
+    finally:
+        del sys.modules[name]
+
+
+SSHException = load()
+
+
+def connector(local: bool) -> Any:
+    """What pyinfra works on a host with."""
+    if local:
+        return importlib.import_module("pyinfra.connectors.local").LocalConnector
+    found = importlib.import_module("pyinfra.connectors.ssh").SSHConnector
+    # Python sets this where it imports a submodule, which was before the real paramiko
+    vars(sys.modules["paramiko"])["ssh_exception"] = sys.modules["paramiko.ssh_exception"]
+    return found
+
+
+def inventory(connector: Any, name: str, data: dict[str, Any]) -> Any:
+    """pyinfra's Inventory of one host. It would load all its connectors, and look through all packages for more."""
+    module: Any = importlib.import_module("pyinfra.api.inventory")
+    connectors = {"ssh": connector, name[1:].partition("/")[0]: connector}
+    real = module.get_all_connectors, module.get_execution_connectors
+    module.get_all_connectors = module.get_execution_connectors = lambda: connectors
+    try:
+        return module.Inventory(([(name, data)], {}))
+    finally:
+        module.get_all_connectors, module.get_execution_connectors = real
