@@ -206,6 +206,46 @@ def test_a_bare_host_has_no_state(tmp_path: Path) -> None:
     assert "damaged" in caught.value.message
 
 
+@pytest.mark.parametrize("manifest", [None, '{"plan": {"schema": 1}}', '{"plan": '])
+@pytest.mark.parametrize("answers", ["answers", "says nothing", "is broken"])
+def test_what_the_runner_says_counts_and_without_it_the_manifest(
+    tmp_path: Path, manifest: str | None, answers: str
+) -> None:
+    layout = Layout(opt=f"{tmp_path}/opt", etc=f"{tmp_path}/etc", var=f"{tmp_path}/var")
+    runner = Path(layout.current("base"), "runner")
+    runner.parent.mkdir(parents=True)
+    (tmp_path / "var").mkdir()
+    if manifest is not None:
+        Path(layout.manifest).write_text(manifest)
+    read = {"plan": {"schema": 1}} if manifest == '{"plan": {"schema": 1}}' else None
+    said = {"manifest": read, "releases": {}, "services": {"n8n": {"active": True}}, "work": {}, "edited": ["/a"]}
+    event = json.dumps({"event": "result", "changed": False, "data": said})
+    script = {"answers": f"echo {shlex.quote(event)}", "says nothing": "true", "is broken": "python3 -c '('"}[answers]
+    runner.write_text(f"#!/bin/sh\n{script}\n")
+    runner.chmod(0o755)
+    with Session(Target()) as session:
+        if manifest and read is None:
+            with pytest.raises(ConfigError, match="damaged"):
+                preflight.read_state(session, layout)
+            return
+        state = preflight.read_state(session, layout)
+        assert session.layout_runner == str(runner)
+    assert state.stands == (manifest is not None)
+    assert bool(state.edited) == (state.stands and answers == "answers")
+
+
+def test_an_error_of_the_runner_is_told(tmp_path: Path) -> None:
+    layout = Layout(opt=f"{tmp_path}/opt", etc=f"{tmp_path}/etc", var=f"{tmp_path}/var")
+    runner = Path(layout.current("base"), "runner")
+    runner.parent.mkdir(parents=True)
+    event = json.dumps({"event": "error", "code": "not-permitted", "message": "no", "hint": ""})
+    runner.write_text(f"#!/bin/sh\necho {shlex.quote(event)}; exit 1\n")
+    runner.chmod(0o755)
+    with Session(Target()) as session, pytest.raises(RunError) as caught:
+        preflight.read_state(session, layout)
+    assert caught.value.code == "not-permitted"
+
+
 # -- the connection -------------------------------------------------------------------------------
 
 

@@ -224,8 +224,8 @@ def keep_tags(site: Site, plan: Plan) -> list[str]:
     return sorted(tags)
 
 
-def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
-    """Leftovers of earlier plans: removed with `prune`, only named without."""
+def tidy(site: Site, plan: Plan, prune: bool, moved: bool) -> list[dict[str, Any]]:
+    """Leftovers of earlier plans: removed with `prune`, only named without. `moved`: this run had a transaction."""
     from ..engine import units
     from ..kit import activate
 
@@ -241,14 +241,14 @@ def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
     try:
         found = session.step("ollama.prune" if prune else "ollama.leftovers", spec)["models"]
         rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in found]
-        return rows + _old_vectors(site, plan, prune)
+        return rows + _old_vectors(site, plan, prune, moved)
     except RunError:
         if prune:
             raise
         return []  # a service does not answer: `verify` has said so
 
 
-def _old_vectors(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
+def _old_vectors(site: Site, plan: Plan, prune: bool, moved: bool) -> list[dict[str, Any]]:
     """Collections of embedding models that were used earlier."""
     from ..engine.apply import execute
     from ..engine.preflight import state_spec
@@ -258,8 +258,10 @@ def _old_vectors(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
     from deploy import remember
     from roles.open_webui import qdrant_url
 
-    manifest = site.session.step("box.state", state_spec(plan.layout))["manifest"] or {}
-    prefixes = set(manifest.get("old_vectors", ())) - {plan.vectors}
+    manifest = site.state.manifest  # read since this run holds the box: only a transaction notes something else
+    if moved:
+        manifest = site.session.step("box.state", state_spec(plan.layout))["manifest"]
+    prefixes = set((manifest or {}).get("old_vectors", ())) - {plan.vectors}
     if not prefixes:
         return []
     spec = {"url": qdrant_url(plan), "secrets_dir": plan.layout.secrets, "prefixes": sorted(prefixes)}

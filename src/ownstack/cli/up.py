@@ -129,7 +129,7 @@ def up(
             report = run_verify(plan, site.session, (lambda r: None) if as_json else tell)
         if move:
             move.end(report)
-        leftovers = reprovision.tidy(site, plan, prune and report.ok)
+        leftovers = reprovision.tidy(site, plan, prune and report.ok, move is not None)
         if not as_json:
             reprovision.tell(leftovers)
     if as_json:

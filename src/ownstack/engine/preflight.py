@@ -15,7 +15,7 @@ from ..hardware.report import HardwareReport
 from ..plan import Layout
 from ..settings import Settings
 from ..state import BoxState, SourceReport
-from .session import Session
+from .session import Session, read_result, step_command
 
 MODEL_REGISTRY = "registry.ollama.ai"
 
@@ -98,6 +98,20 @@ def read_existing(session: Session, url: str) -> dict[str, Any]:
 
 def read_state(session: Session, layout: Layout) -> BoxState:
     """What the box records of itself; the empty state where none stands."""
+    runner = f"{layout.current('base')}/runner"
+    step = step_command(runner, "box.state", state_spec(layout))
+    rc, out, err = session.command(StringCommand("[ -x", QuoteString(runner), "] || exit 3;", step), timeout=None)
+    if rc != 3:
+        session.layout_runner = runner
+        try:
+            data = read_result("box.state", rc, out, err)["data"]
+        except RunError as error:
+            if error.code != RunError.code:
+                raise
+            data = {}  # it gave no answer at all: a damaged runner, which `up` brings anew
+        if data.get("manifest"):
+            names = ("manifest", "releases", "services", "work", "unfinished", "holder", "recovered", "edited")
+            return BoxState(**{name: data[name] for name in names if name in data})
     rc, out, _ = session.command(StringCommand("cat", QuoteString(layout.manifest)))
     if rc != 0:
         return BoxState()
@@ -108,18 +122,7 @@ def read_state(session: Session, layout: Layout) -> BoxState:
             f"{layout.manifest} on {session.target} is damaged: {error}",
             hint="move it aside and run `ownstack up`: data and secrets are kept",
         ) from error
-    rc, _, _ = session.command(StringCommand("test", "-x", QuoteString(layout.current("base") + "/runner")))
-    if rc != 0:
-        return BoxState(manifest={**manifest, "plan": None} if not manifest.get("plan") else manifest)
-    session.layout_runner = f"{layout.current('base')}/runner"
-    try:
-        data = session.step("box.state", state_spec(layout))
-    except RunError as error:
-        if error.code != RunError.code:
-            raise
-        return BoxState(manifest=manifest)  # it gave no answer at all: a damaged runner, which `up` brings anew
-    names = ("manifest", "releases", "services", "work", "unfinished", "holder", "recovered", "edited")
-    return BoxState(**{name: data[name] for name in names if name in data})
+    return BoxState(manifest={"plan": None, **manifest})
 
 
 def state_spec(layout: Layout) -> dict[str, Any]:
