@@ -53,25 +53,3 @@ def _standing_in(name: str, **names: Any) -> Iterator[Any]:
 
 
 SSHException = load()
-
-
-def connector(local: bool) -> Any:
-    """What pyinfra works on a host with."""
-    if local:
-        return importlib.import_module("pyinfra.connectors.local").LocalConnector
-    found = importlib.import_module("pyinfra.connectors.ssh").SSHConnector
-    # Python sets this where it imports a submodule, which was before the real paramiko
-    vars(sys.modules["paramiko"])["ssh_exception"] = sys.modules["paramiko.ssh_exception"]
-    return found
-
-
-def inventory(connector: Any, name: str, data: dict[str, Any]) -> Any:
-    """pyinfra's Inventory of one host. It would load all its connectors, and look through all packages for more."""
-    module: Any = importlib.import_module("pyinfra.api.inventory")
-    connectors = {"ssh": connector, name[1:].partition("/")[0]: connector}
-    real = module.get_all_connectors, module.get_execution_connectors
-    module.get_all_connectors = module.get_execution_connectors = lambda: connectors
-    try:
-        return module.Inventory(([(name, data)], {}))
-    finally:
-        module.get_all_connectors, module.get_execution_connectors = real

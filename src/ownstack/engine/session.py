@@ -22,7 +22,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_state
 
 from ..errors import RunError, UnreachableError
-from . import lean
+from .inventory import connector_for, inventory_of
 from .lean import SSHException
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Session:
                 data["ssh_config_file"] = target.ssh_config
         self._data = data
         name = "@local" if target.local else target.hostname
-        inventory = lean.inventory(lean.connector(target.local), name, data)
+        inventory = inventory_of(connector_for(target.local), name, data)
         self.config = Config(CONNECT_TIMEOUT=10)  # type: ignore[no-untyped-call]
         self.state = State(inventory, self.config)
         self.host = next(iter(inventory))
@@ -148,7 +148,7 @@ class Session:
         """A fresh State over the same connection, for another deploy."""
         connector, data = self.host.connector, self.host.connector_data
         name = self.host.name
-        self.state = State(lean.inventory(type(connector), name, self._data), self.config)
+        self.state = State(inventory_of(type(connector), name, self._data), self.config)
         self.host = next(iter(self.state.inventory))
         self.host.connector, self.host.connector_data = connector, data
         connector.state, connector.host = self.state, self.host
