@@ -8,7 +8,11 @@ import os
 import pty
 import re
 import shlex
+import socket
+import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +180,30 @@ def test_each_vendor_is_asked_and_silence_is_no_answer() -> None:
     made, _ = sources({}, github_com="timed out", nodejs_org="timed out", registry_ollama_ai="refused")
     assert made.restricted
     assert made.models == "refused"
+
+
+def test_hosts_are_asked_side_by_side_and_say_why_they_do_not_answer() -> None:
+    together = threading.Barrier(3)
+
+    class Waiting(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            together.wait(30)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Waiting) as server, socket.socket() as closed:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        closed.bind(("127.0.0.1", 0))
+        there = [f"http://127.0.0.1:{server.server_port}/{n}" for n in range(3)]
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        done = subprocess.run(
+            ["sh", "-c", preflight.ASK, "sh", *there, gone], capture_output=True, text=True, check=True
+        )
+        server.shutdown()
+    found = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert found == {**dict.fromkeys(there, ""), gone: "Connection refused"}
 
 
 def test_with_a_mirror_nothing_else_is_asked() -> None:

@@ -19,15 +19,25 @@ from .session import Session, read_result, step_command
 
 MODEL_REGISTRY = "registry.ollama.ai"
 
-# python where there is one, else curl or wget; each host in the background, five seconds at most
+# python where there is one, else curl or wget; all hosts at once, five seconds at most
 ASK = r"""
+command -v python3 >/dev/null 2>&1 && exec python3 -c '
+import sys, threading, urllib.error, urllib.request
+def ask(host):
+    try:
+        urllib.request.urlopen(urllib.request.Request(host, method="HEAD"), timeout=5)
+        reason = ""
+    except urllib.error.HTTPError:
+        reason = ""
+    except Exception as error:
+        why = getattr(error, "reason", error)
+        reason = str(getattr(why, "strerror", "") or why or "no answer")
+    sys.stdout.write(host + "\t" + " ".join(reason.split()) + "\n")
+for host in sys.argv[1:]:
+    threading.Thread(target=ask, args=(host,)).start()
+' "$@"
 ask() {
-  if command -v python3 >/dev/null 2>&1; then
-    python3 -c 'import sys, urllib.request, urllib.error
-try: urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeout=5)
-except urllib.error.HTTPError: pass
-except Exception as e: r = getattr(e, "reason", e); print(getattr(r, "strerror", "") or r or "no answer")' "$1"
-  elif command -v curl >/dev/null 2>&1; then
+  if command -v curl >/dev/null 2>&1; then
     curl -sS -m 5 -o /dev/null -I "$1" 2>&1 | head -n 1
   elif command -v wget >/dev/null 2>&1; then
     wget -q -T 5 -t 1 --spider "$1" 2>&1 || [ $? = 8 ] || echo "no answer"
