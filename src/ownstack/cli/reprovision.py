@@ -224,23 +224,44 @@ def keep_tags(site: Site, plan: Plan) -> list[str]:
     return sorted(tags)
 
 
-def tidy(site: Site, plan: Plan, prune: bool, moved: bool) -> list[dict[str, Any]]:
-    """Leftovers of earlier plans: removed with `prune`, only named without. `moved`: this run had a transaction."""
-    from ..engine import units
+LEFTOVERS = "ollama.leftovers"
+
+
+def leftovers_spec(site: Site, plan: Plan) -> dict[str, Any]:
+    """The specification of `ollama.leftovers` and `ollama.prune`; empty where no models are the box's own to remove."""
     from ..kit import activate
 
     if plan.engine_existing or not plan.has("models"):
-        return []
+        return {}
     activate()
     from roles.models import record
 
+    return {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
+
+
+def look(site: Site, plan: Plan, move: Transaction | None) -> dict[str, dict[str, Any]]:
+    """What a run that finds nothing to do may look at beside it."""
+    spec = leftovers_spec(site, plan)
+    return {LEFTOVERS: spec} if spec and move is None else {}
+
+
+def tidy(site: Site, plan: Plan, prune: bool, moved: bool, looked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leftovers of earlier plans: removed with `prune`, only named without.
+
+    `moved`: this run had a transaction; `looked`: what it has seen already, and has not changed.
+    """
+    from ..engine import units
+
+    spec = leftovers_spec(site, plan)
+    if not spec:
+        return []
     session = site.session
     session.layout_runner = units.runner_python(plan)
     session.on_event = silent
-    spec = {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
     try:
-        found = session.step("ollama.prune" if prune else "ollama.leftovers", spec)["models"]
-        rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in found]
+        if prune or LEFTOVERS not in looked:
+            looked = {LEFTOVERS: session.step("ollama.prune" if prune else LEFTOVERS, spec)}
+        rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in looked[LEFTOVERS]["models"]]
         return rows + _old_vectors(site, plan, prune, moved)
     except RunError:
         if prune:
