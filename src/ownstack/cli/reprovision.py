@@ -235,31 +235,52 @@ def keep_tags(site: Site, plan: Plan) -> list[str]:
     return sorted(tags)
 
 
-def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
-    """Leftovers of earlier plans: removed with `prune`, only named without."""
-    from ..engine import units
+LEFTOVERS = "ollama.leftovers"
+
+
+def leftovers_spec(site: Site, plan: Plan) -> dict[str, Any]:
+    """The specification of `ollama.leftovers` and `ollama.prune`; empty where no models are the box's own to remove."""
     from ..kit import activate
 
     if plan.engine_existing or not plan.has("models"):
-        return []
+        return {}
     activate()
     from roles.models import record
 
+    return {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
+
+
+def look(site: Site, plan: Plan, move: Transaction | None) -> dict[str, dict[str, Any]]:
+    """What a run that finds nothing to do may look at beside it."""
+    spec = leftovers_spec(site, plan)
+    return {LEFTOVERS: spec} if spec and move is None else {}
+
+
+def tidy(site: Site, plan: Plan, prune: bool, moved: bool, looked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leftovers of earlier plans: removed with `prune`, only named without.
+
+    `moved`: this run had a transaction; `looked`: what it has seen already, and has not changed.
+    """
+    from ..engine import units
+
+    spec = leftovers_spec(site, plan)
+    if not spec:
+        return []
     session = site.session
     session.layout_runner = units.runner_python(plan)
     session.on_event = silent
-    spec = {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
     try:
-        found = session.step("ollama.prune" if prune else "ollama.leftovers", spec)["models"]
-        rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in found]
-        return rows + _old_vectors(site, plan, prune)
+        if prune or LEFTOVERS not in looked:
+            looked = {LEFTOVERS: session.step("ollama.prune" if prune else LEFTOVERS, spec)}
+        rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in looked[LEFTOVERS]["models"]]
+        return rows + _old_vectors(site, plan, prune, moved)
     except RunError:
         if prune:
             raise
         return []  # a service does not answer: `verify` has said so
 
 
-def _old_vectors(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
+def _old_vectors(site: Site, plan: Plan, prune: bool, moved: bool) -> list[dict[str, Any]]:
     """Collections of embedding models that were used earlier."""
     from ..engine.apply import execute
     from ..engine.preflight import state_spec
@@ -269,8 +290,10 @@ def _old_vectors(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
     from deploy import remember
     from roles.open_webui import qdrant_url
 
-    manifest = site.session.step("box.state", state_spec(plan.layout))["manifest"] or {}
-    prefixes = set(manifest.get("old_vectors", ())) - {plan.vectors}
+    manifest = site.state.manifest  # read since this run holds the box: only a transaction notes something else
+    if moved:
+        manifest = site.session.step("box.state", state_spec(plan.layout))["manifest"]
+    prefixes = set((manifest or {}).get("old_vectors", ())) - {plan.vectors}
     if not prefixes:
         return []
     spec = {"url": qdrant_url(plan), "secrets_dir": plan.layout.secrets, "prefixes": sorted(prefixes)}

@@ -116,7 +116,8 @@ def up(
         with Progress(quiet=as_json, verbose=verbose > 0) as progress:
             if move:
                 move.bring(progress)
-            result = reprovision.switch(move, lambda: execute(site.session, apply, progress, plan=plan))
+            look = reprovision.look(site, plan, move)
+            result = reprovision.switch(move, lambda: execute(site.session, apply, progress, look, plan=plan))
         if not as_json:
             note(
                 f"{result.changed} changed, {result.total - result.changed} as they were, "
@@ -129,7 +130,9 @@ def up(
             report = run_verify(plan, site.session, (lambda r: None) if as_json else tell)
         if move:
             move.end(report)
-        leftovers = reprovision.tidy(site, plan, prune and reprovision.settled(report))
+        leftovers = reprovision.tidy(
+            site, plan, prune and reprovision.settled(report), move is not None, result.looked
+        )
         if not as_json:
             reprovision.tell(leftovers)
     if as_json:
