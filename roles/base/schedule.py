@@ -20,7 +20,13 @@ def spec(plan: Plan, wanted: Schedule) -> dict[str, Any]:
     if not wanted.recipients:
         keys = {"passphrase_file": f"{plan.layout.secrets}/{backups.PASSPHRASE}"}
     made = backups.make_spec(plan, wanted.settings, wanted.to, wanted.keep, wanted.with_models, keys)
-    return {**made, "elsewhere": wanted.elsewhere, "drill": backups.drill_spec(plan) if wanted.drill else None}
+    return {
+        **made,
+        "elsewhere": wanted.elsewhere,
+        "drill": backups.drill_spec(plan) if wanted.drill else None,
+        "prefix": plan.layout.prefix,
+        "run_dir": units.run_dir(plan),
+    }
 
 
 def unit(plan: Plan) -> str:
@@ -66,4 +72,5 @@ def activate(plan: Plan) -> None:
 def remove(plan: Plan) -> None:
     if plan.backup is not None:
         told = {**arm_spec(plan), "files": [file.path for file in files(plan, plan.backup)]}
+        told["units"].append(f"{unit(plan)}.service")  # one that waits for its turn
         operations.step(name="Base: no more backups by themselves", plan=plan, step_name="backup.disarm", spec=told)

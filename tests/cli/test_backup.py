@@ -161,6 +161,7 @@ def test_the_box_makes_them_itself_and_stops(
     files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
     set_up = json.loads(files["backup.json"])
     assert set_up["elsewhere"]
+    assert (set_up["prefix"], set_up["run_dir"]) == ("ownstack", "/var/lib/ownstack/run"), "it waits while others work"
     assert set_up["drill"] is None
     assert b"ExecStartPost" not in files["ownstack-backup.service"]
     assert set_up["passphrase_file"] == "/etc/ownstack/secrets/backup_passphrase"
@@ -181,6 +182,7 @@ def test_the_box_makes_them_itself_and_stops(
     assert told(capsys)["data"]["every"] == "never"
     assert "backup.disarm" in steps(box)
     assert "/etc/ownstack/backup.json" in spec(box, "backup.disarm")["files"]
+    assert spec(box, "backup.disarm")["units"] == ["ownstack-backup.timer", "ownstack-backup.service"]
     assert spec(box, "box.write_manifest")["values"]["plan"]["backup"] is None
     assert "/etc/ownstack/secrets/backup_passphrase" in spec(box, "artifacts.remove")["paths"]
 
@@ -307,6 +309,10 @@ def test_status_says_when_the_last_one_was_made(
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
     assert run(["status"]) == 0
     assert "failed: the disk is not there; the last good one: /mnt/b.tar" in capsys.readouterr().out
+    failed = {"time": time.time(), "message": "the box was being worked on: anna", "postponed": True}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
+    assert run(["status"]) == 0
+    assert "was put off: the box was being worked on: anna; the last good one" in capsys.readouterr().out
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -442,9 +448,20 @@ def test_the_next_up_takes_back_what_was_cut_off(
     assert "as it was before it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["restore", "/mnt/b.tar", "--passphrase-file"], ["import", "/srv/old"]])
-def test_an_upgrade_that_was_cut_off_ends_before_other_data_comes(
-    words: list[str], box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        (["restore", "/mnt/b.tar", "--passphrase-file"], "restore.stage"),
+        (["import", "/srv/old"], "imports.stage"),
+        (["backup", "--passphrase-file"], "backup.make_outliving"),
+        (["backup", "--every", "day", "--passphrase-file"], "backup.arm"),
+        (["backup", "--every", "never"], "box.write_manifest"),
+        (["password", "--reset"], "n8n.password_reset"),
+        (["models", "pull", "another:1b"], "ollama.pull_start"),
+    ],
+)
+def test_an_upgrade_that_was_cut_off_ends_before_anything_else_is_changed(
+    words: list[str], step: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next `up` would put back what the upgrade had copied, and what came meanwhile were gone."""
     from ownstack.engine import preflight
@@ -455,9 +472,12 @@ def test_an_upgrade_that_was_cut_off_ends_before_other_data_comes(
     monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
     monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
     monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": True})
-    run([*words, *([word] if words[0] == "restore" else []), "--json", "--yes"])
+    monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
+    more = [word] if words[-1] == "--passphrase-file" else []
+    run([*words, *more, "--json", *([] if words[0] == "backup" else ["--yes"])])
     done = steps(box)
-    assert done.index("snapshots.revert") < done.index("restore.stage" if words[0] == "restore" else "imports.stage")
+    assert step in done[done.index("snapshots.revert") :]
+    assert step not in done[: done.index("snapshots.revert")]
 
 
 @pytest.mark.parametrize(

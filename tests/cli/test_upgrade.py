@@ -247,6 +247,22 @@ def test_a_snapshot_that_cannot_be_made_begins_nothing(
     assert "box.activate" not in steps(box)
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), RunError("the disk is broken", code="disk-error")])
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_fails_when_it_has_passed_is_told_as_it_is(
+    stays: bool, fault: BaseException, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "snapshots.commit", fault)
+    if stays:
+        monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": False, "stays": True})
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == ("not-cleared" if stays else "upgrade-reverted")
+    assert "the upgrade of n8n " + ("passed and stays" if stays else "was taken back") in error["message"]
+    assert specs(box, "snapshots.revert")[0]["id"] == specs(box, "snapshots.take")[0]["id"]
+    assert ("secrets.fill" in steps(box)[steps(box).index("snapshots.revert") :]) != stays
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), KeyError("never thought of")])
 def test_where_nothing_had_begun_it_says_so(
     fault: BaseException, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -70,6 +70,18 @@ process.env.N8N_ENCRYPTION_KEY = 'another-key-than-the-one-of-this-box';
 fs.writeFileSync(file, JSON.stringify({ encryptionKey: process.env.N8N_ENCRYPTION_KEY }), { mode: 0o600 });
 """
 NO_KEY = "require('fs').unlinkSync(process.env.N8N_USER_FOLDER + '/.n8n/config'); process.exit(1);"
+# it starts, is ready and signs people in, and no webhook says what its workflow said
+WRONG_ANSWERS = """
+{
+    const served = require('http').Server.prototype, emit = served.emit;
+    served.emit = function (event, request, response) {
+        if (event !== 'request' || !request.url.startsWith('/webhook/')) return emit.apply(this, arguments);
+        response.setHeader('Content-Type', 'application/json');
+        response.end('{"answer": ""}');
+        return true;
+    };
+}
+"""
 SQUATTER = """
 import os, socket, time
 def old(): return '2.40.7' in os.readlink('/opt/ownstack/n8n/current')
@@ -237,6 +249,7 @@ UPDATES = (
     Bad("the key is changed: stored credentials cannot be read", "n8n", lambda case: case.before_n8n(OTHER_KEY)),
     Bad("the key is lost before the upgrade", "n8n", lambda case: case.box.run(f"mv {SECRET} /root/key"),
         code="n8n-key"),
+    Bad("the gate fails: workflows answer wrongly", "n8n", lambda case: case.before_n8n(WRONG_ANSWERS)),
     Bad("the port is taken while the service stands still", "n8n", lambda case: case.meanwhile(SQUATTER)),
     Bad("the disk is too small for a snapshot", "n8n", lambda case: case.small_disk(40), code="disk-full"),
     Bad("the disk fills up during the snapshot", "open_webui",

@@ -1,4 +1,4 @@
-"""What is on a host: files, accounts, units, packages, listening ports. Taken before and after, and compared."""
+"""What is on a host: files, accounts, units, packages, ports, firewall, crontabs; before and after, and compared."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ VOLATILE = (
     *("/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock", "/etc/machine-id", "/etc/hosts"),
     *("/etc/resolv.conf", "/etc/ld.so.cache"),
 )
+# each rule with its table and chain, without counters, where the host has nftables
+FIREWALL = r"""
+PATH=$PATH:/usr/sbin
+! command -v nft >/dev/null || {
+  rules=$(nft -s list ruleset) && printf '%s\n' "$rules" |
+    awk '/^table/ { t = $2 " " $3 } /^\t[a-z]/ { c = $2 } NF { print t, c, $0 }'
+}
+"""
+# those of /etc are among the contents
+CRONTABS = "[ ! -d /var/spool/cron ] || find /var/spool/cron -type f -exec sha256sum {} +"
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Footprint:
     units: frozenset[str]
     packages: frozenset[str]
     ports: frozenset[str]
+    firewall: frozenset[str]
+    crontabs: frozenset[str]
 
     def differences(self, later: Footprint) -> list[str]:
         """`+ kind: line` for what came, `- kind: line` for what went."""
@@ -53,4 +65,6 @@ def take(host: Host) -> Footprint:
         units=lines("systemctl list-unit-files --no-legend --plain | awk '$2 != \"transient\" {print $1, $2}'"),
         packages=lines("dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n'"),
         ports=lines("ss -Hltn | awk '{print $4}'"),
+        firewall=lines(FIREWALL),
+        crontabs=lines(CRONTABS),
     )

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import stat
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,53 @@ def test_a_timer_says_why_it_failed_and_forgets_it_when_it_worked(box: SmallBox)
     noted = backup.state({"state": str(box.var / "backups.json")}, silent)["data"]
     assert noted["failed"] is None
     assert noted["last"]["holds"]["chats"] == 3
+
+
+@pytest.mark.parametrize("turn", ["at last", "never"])
+@pytest.mark.parametrize("why", ["held", "upgrade", "restore", "locked"])
+def test_a_timer_waits_while_somebody_works_on_the_box(
+    why: str, turn: str, box: SmallBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade, say: the backup would hold the new version's data under the name of the old one."""
+    spec = box.make_spec(prefix="ownstack-of-a-test", run_dir=str(box.var / "run"))
+    held, state = ["`ownstack upgrade` by anna"], box.var / f"run/{why}.json"
+    lock = contextlib.ExitStack()
+    if why == "held":
+        monkeypatch.setattr(backup, "holder", lambda prefix: held[0])
+    elif why == "locked":
+        lock.enter_context(backup.alone(spec["lock"]))
+    else:
+        state.write_text(json.dumps({"status": backup.UNSETTLED[why][2]}))
+
+    def asleep(seconds: float) -> None:
+        assert not (box.folder / "backups").exists()
+        if turn == "at last":
+            held[0] = ""
+            lock.close()
+            state.unlink(missing_ok=True)
+        else:
+            clock[0] += 4000
+
+    clock = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", asleep)
+    with lock:
+        done = backup.scheduled(spec, silent)
+    failed = backup.state({"state": spec["state"]}, silent)["data"]["failed"]
+    if turn == "at last":
+        assert Path(done["data"]["file"]).exists()
+        assert failed is None
+        return
+    assert not done["changed"]
+    assert failed["postponed"]
+    words = {"held": "by anna", "upgrade": "an upgrade was cut off", "restore": "a restore was cut off"}
+    assert words.get(why, "is going on") in failed["message"]
+    assert not (box.folder / "backups").exists()
+
+
+def test_what_a_person_asks_for_does_not_wait_for_itself(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "holder", lambda prefix: "`ownstack backup` by anna")
+    assert Path(made(box)["file"]).exists()
 
 
 def test_the_passphrase_of_a_timer_is_a_secret_and_in_no_backup(box: SmallBox) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, restore, snapshots, snapshots_aside
+from ownstack.runner import backup, core, restore, snapshots, snapshots_aside
 from ownstack.runner.backup_file import Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import SmallBox, identity
@@ -248,6 +248,27 @@ def exchanged(second: SmallBox, file: str) -> dict[str, Any]:
     restore.stage(spec, silent)
     restore.swap(spec, silent)
     return spec
+
+
+def test_a_full_disk_is_no_hindrance_to_keeping_what_was_restored(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, value: Any, mode: int = 0o644) -> None:
+        if (second.var / "restore").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, value, mode)
+
+    spec, real = second.restore_spec(file), core.write_json
+    restore.stage(spec, silent)
+    restore.swap(spec, silent)
+    after = second.content()
+    monkeypatch.setattr(restore, "write_json", full)
+    restore.finish(spec, silent)
+    assert told(second) == "done"
+    assert not restore.revert(spec, silent)["data"]["reverted"]
+    assert second.content() == after
+    assert not (second.var / "restore").exists()
+    assert not (second.var / "run/restore.json.next").exists()
 
 
 def test_a_restore_that_is_taken_back_at_once_keeps_nothing(second: SmallBox, file: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -168,6 +169,7 @@ def test_program_and_data_go_back_together(role: str, box: Box) -> None:
     assert (done["reverted"], done["role"], done["from"]) == (True, role, {role: "2"})
     assert kept(box.content()) == before
     assert box.status() == "reverted"
+    assert sorted(os.listdir(box.var / "run")) == ["lock", "upgrade.json"]
     assert not (box.var / "snapshots").exists(), "the copy is in its place"
     assert not snapshots.revert(box.place(), silent)["data"]["reverted"]
 
@@ -662,6 +664,27 @@ def test_a_commit_that_was_cut_off_is_finished(box: Box, monkeypatch: pytest.Mon
     snapshots.commit(box.place(), silent)
     assert box.status() == "done"
     assert box.content() == after
+
+
+def full(path: str, value: Any, mode: int = 0o644) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_hindrance_to_keeping_what_has_passed(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    after = box.content()
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots, "write_json", full)
+        snapshots.commit(box.place(), silent)
+    assert box.status() == "passed"
+    now = snapshots.revert(box.place(id="first"), silent)["data"]
+    assert (now["reverted"], now["stays"]) == (False, True)
+    snapshots.commit(box.place(), silent)
+    assert box.status() == "done"
+    assert box.content() == after
+    assert snapshots.held(box.place(), silent)["data"]["snapshots"][0]["id"] == "first"
+    assert not (box.var / "run/upgrade.json.next").exists()
 
 
 @pytest.mark.parametrize("status", ["taking", "taken", "passed", "done"])

@@ -149,6 +149,8 @@ def backup(
     All of it is encrypted, with a passphrase or for an age recipient. The file is checked by opening it again before
     older ones go.
     """
+    from .upgrade_run import end_first
+
     settings = read_settings(config_file, sets, host=host)
     if verify_file:
         word = read_passphrase(passphrase_file) if passphrase_file is not None else ""
@@ -165,9 +167,11 @@ def backup(
     word = "" if every == "never" else new_passphrase(passphrase_file, recipients, as_json)
     if every is not None:
         with open_site(settings, sudo_password_file, doing="backup --every") as site:
+            end_first(site)
             data = schedule(site, every, to, keep, with_models, word, recipients, drill)
         return _say_schedule(data, as_json)
     with open_site(settings, sudo_password_file, doing="backup") as site, Progress(quiet=as_json) as progress:
+        end_first(site, progress)
         site.session.on_event = progress
         data = make(site, to, keep, with_models, word, recipients, drill)
     if as_json:

@@ -16,7 +16,7 @@ from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
 from .backup import told
 from .output import confirm, emit_json, note, say
 from .progress import Progress
-from .restore import again, bring_runner, fill, let_go, said, take_back
+from .restore import again, bring_runner, fill, let_go, said
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def import_(
         open_site(settings, sudo_password_file, doing="import") as site,
         Progress(quiet=as_json) as progress,
     ):
-        take_back(site, progress)
-        upgrade_run.take_back(site, progress)  # later it would put its own data in the place of what is imported now
+        upgrade_run.end_first(site, progress)
         plan = site.recorded_plan()
         bring_runner(site, plan)
         with located(site, plan, path) as found, _key(site, key_file) as key:

@@ -85,14 +85,13 @@ def move(
     Copied and compared with their hashes while the engine serves, then switched and verified; only then are the old
     files deleted. What fails before leaves the box as it was.
     """
-    from . import restore, upgrade_run
+    from . import upgrade_run
 
     if not path.startswith("/") or "/../" in f"{path}/":
         raise ConfigError(f"{path} is not an absolute path of the box", hint="for example /mnt/large/models")
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file, doing="models move") as site:
-        restore.take_back(site, lambda event: None)
-        upgrade_run.take_back(site, lambda event: None)  # later it would look for the models where they were
+        upgrade_run.end_first(site)
         old = site.recorded_plan()
         spec = move_spec(old, path)
         found = site.session.step("ollama.move", {**spec, "dry": True})

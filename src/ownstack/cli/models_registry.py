@@ -153,8 +153,11 @@ def pull(
     Fetched beside what serves by the account that pulls, compared with its hashes, then switched. What you pull is
     yours: `up --prune` leaves it.
     """
+    from .upgrade_run import end_first
+
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file, doing="models pull") as site:
+        end_first(site)
         plan = site.recorded_plan()
         if plan.engine_existing or not plan.has("ollama"):
             raise RunError(

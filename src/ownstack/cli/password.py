@@ -45,8 +45,12 @@ def password(
     as_json: bool, verbose: int, reset: bool, yes: bool, service: str | None,
 ) -> int:  # fmt: skip
     """Show where the first passwords are kept, or make new ones with --reset. Never prints a password."""
+    from .upgrade_run import end_first
+
     settings = read_settings(config_file, sets, host=host)
     with open_site(settings, sudo_password_file, doing="password --reset" if reset else "") as site:
+        if reset:
+            end_first(site)
         plan = site.recorded_plan()
         roles = [role for role in ACCOUNTS if plan.has(role) and service in (None, role.replace("_", "-"))]
         rows: list[dict[str, Any]] = []

@@ -332,8 +332,7 @@ def restore(
     path = file if file.startswith("/") else str(Path(file).resolve())
     settings = read_settings(config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
     with open_site(settings, sudo_password_file, doing="restore") as site, Progress(quiet=as_json) as progress:
-        take_back(site, progress)
-        upgrade_run.take_back(site, progress)  # later it would put its own data in the place of what is restored now
+        upgrade_run.end_first(site, progress)
         new = not stands(site)
         if new:
             site.settings = settings_for(path, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)

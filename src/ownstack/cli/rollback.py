@@ -142,7 +142,7 @@ def rollback(
     """
     from ..engine.apply import execute
     from ..kit import activate
-    from . import restore, upgrade_run
+    from . import upgrade_run
     from .upgrade import present
 
     began = time.monotonic()
@@ -151,8 +151,7 @@ def rollback(
         open_site(settings, sudo_password_file, doing="rollback") as site,
         Progress(quiet=as_json, verbose=verbose > 0) as progress,
     ):
-        restore.take_back(site, progress)
-        upgrade_run.take_back(site, progress)
+        upgrade_run.end_first(site, progress)
         plan = present(site)
         if discard:
             data = _discard(site, plan, service, yes, as_json)

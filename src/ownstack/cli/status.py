@@ -155,7 +155,8 @@ def describe_backup(data: dict[str, Any]) -> str:
     last, failed = data.get("last"), data.get("failed")
     if failed:
         tried = datetime.datetime.fromtimestamp(failed["time"])
-        return f"the backup of {tried:%Y-%m-%d %H:%M} failed: {failed['message']}" + (
+        word = "was put off" if failed.get("postponed") else "failed"
+        return f"the backup of {tried:%Y-%m-%d %H:%M} {word}: {failed['message']}" + (
             f"; the last good one: {last['file']}" if last else ""
         )
     if not last:

@@ -163,8 +163,7 @@ def settle(site: Site) -> None:
 
     if site.state.unfinished:
         note(f"{describe_cut(site.state.unfinished)}: this run goes on from there")
-    restore.take_back(site, lambda event: None)
-    upgrade_run.take_back(site, lambda event: None)
+    upgrade_run.end_first(site)
     restore.clear_second(site)
 
 

@@ -135,7 +135,7 @@ def upgrade(
     that fails, program and data are put back together. `ownstack rollback` goes back later.
     """
     from .. import upgrading
-    from . import restore, upgrade_run
+    from . import upgrade_run
 
     began = time.monotonic()
     settings = read_settings(config_file, sets, host=host, mirror=mirror)
@@ -145,8 +145,7 @@ def upgrade(
         Progress(quiet=as_json, verbose=verbose > 0) as progress,
     ):
         if not check:
-            restore.take_back(site, progress)
-            upgrade_run.take_back(site, progress)
+            upgrade_run.end_first(site, progress)
         plan = present(site)
         names = tuple(upgrading.role_named(plan, word) for word in services)
         found = upgrading.find(plan, wanted(site, plan), names)

@@ -115,6 +115,7 @@ class Change:
                 self._count(plan, wanted, since)
             down = time.monotonic() - began
             report = self._verified()
+            done = self.step("snapshots.commit", upgrades.place(self.plan))
         except UnreachableError:
             raise  # nobody is there to be told; the next `up` puts back what was there
         except OwnstackError as error:
@@ -123,7 +124,6 @@ class Change:
             raise self.take_back("it was interrupted") from error
         except Exception as error:  # a fault of ours leaves no box between two versions
             raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
-        done = self.step("snapshots.commit", upgrades.place(self.plan))
         return {
             "service": self.role, **self.about(), "snapshot": taken.get("folder", ""), "bytes": taken.get("bytes", 0),
             "rehearsed": self.rehearsed,
@@ -192,6 +192,12 @@ class Change:
 
         back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
         what = "way back" if self.kind == "rollback" else "upgrade"
+        if back.get("stays"):
+            return RunError(
+                f"the {what} of {self.role} passed and stays; what it leaves behind was not cleared away: {why}",
+                hint="`ownstack up` does that",
+                code="not-cleared",
+            )
         if not back.get("reverted"):
             nothing = f"the {what} of {self.role} did not begin: {why}"
             return error or RunError(nothing, hint="nothing was changed", code="not-begun")
@@ -233,6 +239,21 @@ def revert(site: Site, spec: dict[str, Any]) -> dict[str, Any]:
                 raise
             time.sleep(2)
     return site.session.step("snapshots.revert", spec)
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+def end_first(site: Site, listen: Listen = silent) -> None:
+    """End a restore, an import or an upgrade that was cut off, before anything else changes the box.
+
+    Later its way back would put the data and the plan of then in the place of what came since.
+    """
+    from . import restore
+
+    restore.take_back(site, listen)
+    take_back(site, listen)
 
 
 def take_back(site: Site, listen: Listen) -> bool:

@@ -44,8 +44,9 @@ READING = frozenset(
         "open_webui.sign_in", "qdrant.of", "snapshots.held",
     )
 )  # fmt: skip
-# steps that put back what was there: a journal that cannot be written, on a full disk say, keeps nobody from it
-BACK = frozenset(("restore.revert", "snapshots.revert"))
+# steps that keep a change or put back what was there: a journal that cannot be written, on a full disk say, keeps
+# nobody from it
+ENDING = frozenset(("restore.finish", "restore.revert", "snapshots.commit", "snapshots.revert"))
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,13 @@ class Session:
     def note(self, event: str, step: str, **more: Any) -> None:
         """A line into the box's journal, where this session holds the box.
 
-        Raises RunError where it cannot be written; not in the way of an error of a step, nor of a way back.
+        Raises RunError where it cannot be written; not in the way of an error of a step, nor of the end of a change.
         """
         if self.held is not None:
             try:
                 self.held.note(event, step, **more)
             except RunError:
-                if event != "failed" and step not in BACK:
+                if event != "failed" and step not in ENDING:
                     raise
 
     def close(self) -> None:

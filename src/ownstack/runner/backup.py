@@ -19,11 +19,14 @@ from . import backup_parts as parts
 from .backup_file import BOX, PART, Reader, Writer, damaged, opened
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .gpu import arm, disarm
-from .journal import outlive
+from .journal import holder, outlive
 from .sealed import can_open, passphrase, ready, seal, unseal
 from .secrets import NAME, read_secret, write_secret
 
 N8N_KEY = "n8n_encryption_key"
+WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, and how often it looks
+# work that may be cut off -> its name, and the states in which data and programs may not belong together
+UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restore", "swapping", "swapped")}
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
@@ -85,6 +88,7 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
     began = time.time()
     os.umask(0o077)
     with alone(spec["lock"]):
+        _settled(spec)
         folder = _folder(spec)
         _space(spec, folder)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
@@ -118,6 +122,21 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
     told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
     return {"changed": True, "data": {**last, **told, "seconds": round(time.time() - began, 1)}}, data
+
+
+def _settled(spec: Spec) -> None:
+    """Raises StepError where a timer's backup has to wait: it would hold data under the name of another version.
+
+    spec: for the timer's alone, prefix and run_dir. What a person asks for holds the box itself.
+    """
+    if "prefix" not in spec:
+        return
+    who = holder(spec["prefix"])
+    if who:
+        raise StepError(f"the box was being worked on: {who}", code="busy")
+    for name, (what, *states) in UNSETTLED.items():
+        if read_json(os.path.join(spec["run_dir"], f"{name}.json"), {}).get("status") in states:
+            raise StepError(f"{what} was cut off, and `ownstack up` ends it", code="busy")
 
 
 def _sealed(spec: Spec, data: bytes) -> bytes:
@@ -249,17 +268,27 @@ def make_outliving(spec: Spec, emit: Emit) -> Result:
 
 
 def scheduled(spec: Spec, emit: Emit) -> Result:
-    """`make` by a timer: why it failed is noted, so that `status` says it.
+    """`make` by a timer: why it failed or was put off is noted, so that `status` says it.
 
+    While somebody works on the box it waits for its turn, and is put off to the next time where that does not come.
     Where the backup is to be tried, what its key opens is left for `drill.scheduled`, which the unit runs next: that
     needs more than this one may, and a recipient's key is not on the box.
     """
-    try:
-        done, data = _made({**spec, "drill": None}, emit)
-    except (StepError, OSError) as error:
-        failed = {"time": time.time(), "message": str(error)}
-        write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
-        raise
+    end = time.monotonic() + WAIT_S
+    while True:
+        try:
+            done, data = _made({**spec, "drill": None}, emit)
+            break
+        except (StepError, OSError) as error:
+            busy = isinstance(error, StepError) and error.code == "busy"
+            if busy and time.monotonic() < end:
+                time.sleep(LOOK_S)
+                continue
+            failed = {"time": time.time(), "message": str(error), "postponed": busy}
+            write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
+            if busy:
+                return {"changed": False, "data": {"postponed": str(error)}}
+            raise
     if spec.get("drill"):
         write_file(os.path.join(spec["work"], LEFT), data)
     return done

@@ -111,6 +111,21 @@ def write_json(path: str, value: Any, mode: int = 0o644) -> None:
     write_file(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode)
 
 
+def lay_ahead(path: str, value: Any) -> None:
+    """Write the next state beside the one of now, while there is space for it."""
+    write_json(f"{path}.next", value)
+
+
+def take_ahead(path: str) -> bool:
+    """Let the state that was laid ahead be that of now, by a rename: a full disk is no hindrance. False without one."""
+    try:
+        os.replace(f"{path}.next", path)
+    except FileNotFoundError:
+        return False
+    sync_folder(os.path.dirname(path))
+    return True
+
+
 def ids(owner: str = "", group: str = "") -> tuple[int, int]:
     """uid and gid of the named account and group; -1 where no name is given."""
     import grp

@@ -20,7 +20,19 @@ from typing import Any
 from . import backup_parts as parts
 from .backup import alone, unlock
 from .backup_file import Reader, opened
-from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_file, write_json
+from .core import (
+    Emit,
+    Result,
+    Spec,
+    StepError,
+    lay_ahead,
+    progress,
+    read_json,
+    sync_folder,
+    take_ahead,
+    write_file,
+    write_json,
+)
 from .fetch import sha256_of
 from .http import send_file
 from .managers import call, manager
@@ -28,6 +40,7 @@ from .scratch import give
 from .secrets import NAME, read_secret, write_secret
 
 PENDING = ("swapping", "swapped")
+ENDED: dict[str, Any] = {"items": [], "vectors": None, "models": [], "clean": False}
 HINT = "`ownstack up` puts back what was there"
 WAIT_S = 60.0  # for a step over here that goes on after its run was cut off
 
@@ -197,6 +210,7 @@ def swap(spec: Spec, emit: Emit) -> Result:
                     _rename(item["new"], item["place"])
         except OSError as error:
             raise StepError(f"{error.filename} cannot be moved: {error.strerror}", hint=HINT, code="move") from error
+        lay_ahead(spec["state"], {**read_json(spec["state"]), "status": "done", **ENDED})
         _note(spec, "swapped")
     return {"changed": True}
 
@@ -316,7 +330,8 @@ def finish(spec: Spec, emit: Emit) -> Result:
 
 def _end(spec: Spec, status: str) -> None:
     """Note the end, then take away what lies aside or ready, and note that too."""
-    _note(spec, status, items=[], vectors=None, models=[], clean=False)
+    if not (status == "done" and take_ahead(spec["state"])):
+        _note(spec, status, **ENDED)
     _clear(spec)
     _note(spec, status, clean=True)
 
@@ -324,7 +339,11 @@ def _end(spec: Spec, status: str) -> None:
 def _clear(spec: Spec) -> None:
     """What lies aside or ready; only when nothing is pending."""
     folder = spec["secrets_dir"]
-    for path in (_room(spec), *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")]):
+    for path in (
+        _room(spec),
+        f"{spec['state']}.next",
+        *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")],
+    ):
         _remove(path)
 
 

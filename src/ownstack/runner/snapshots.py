@@ -16,7 +16,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from .backup import alone
-from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
+from .core import (
+    Emit,
+    Result,
+    Spec,
+    StepError,
+    lay_ahead,
+    progress,
+    read_json,
+    sync_folder,
+    take_ahead,
+    write_json,
+)
 from .disk import weigh
 from .managers import manager
 from .restore import _remove
@@ -140,7 +151,9 @@ def take(spec: Spec, emit: Emit) -> Result:
             about["bytes"] = sum(_weight(item["copy"]) for item in items)
             write_json(os.path.join(folder, ABOUT), about, 0o600)
             sync_folder(os.path.dirname(folder))
-        _note(spec, "taken", counts=before)
+        now = {**_state(spec), "counts": before, "time": time.time()}
+        lay_ahead(spec["state"], {**now, "status": "passed"})
+        write_json(spec["state"], {**now, "status": "taken"})
     return {"changed": True, "data": {"folder": folder, "bytes": about["bytes"], "counts": before}}
 
 
@@ -189,13 +202,14 @@ def revert(spec: Spec, emit: Emit) -> Result:
 
     spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one, by the run that made
     it; may be left out), units (to stop, where they are not those of the snapshot).
-    data: reverted, and where it was begun (whether programs and data may have been others), id, kind, role, from, to,
-    replaced (where the data lies that people may have worked with since).
+    data: reverted, stays (where it passed already), and where it was begun (whether programs and data may have been
+    others), id, kind, role, from, to, replaced (where the data lies that people may have worked with since).
     """
     with alone(spec["lock"]):
         now = _state(spec)
         if now.get("status") not in ("taking", "taken") or now["id"] != spec.get("id", now["id"]):
-            return {"changed": False, "data": {"reverted": False}}
+            stays = now.get("status") in ("passed", "done") and now["id"] == spec.get("id")
+            return {"changed": False, "data": {"reverted": False, "stays": stays}}
         folder = _folder(spec, now["id"])
         progress(emit, "putting back what was there")
         units = spec.get("units", now["units"])
@@ -208,6 +222,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
             if worked_with(now["time"]) and not ("id" in spec and fills(spec["var"])):
                 set_aside(folder, now)
             _put_back(spec, folder, now)
+        _remove(f"{spec['state']}.next")
         _note(spec, "reverted")
         _drop(folder)
         more = {"begun": now["status"] == "taken", "replaced": lying(folder)}
@@ -303,13 +318,19 @@ def commit(spec: Spec, emit: Emit) -> Result:
         now = _state(spec)
         if now.get("status") not in ("taken", "passed"):
             return {"changed": False, "data": {"removed": [], **_told(now)}}
-        _note(spec, "passed")
+        if now["status"] == "taken" and not take_ahead(spec["state"]):
+            _note(spec, "passed")
         for about in _all(spec):
             if about["role"] == now["role"] and about["id"] != now["id"]:
                 _drop(_folder(spec, about["id"]))
                 removed.append(_folder(spec, about["id"]))
         removed += prune(spec["opt"], now["links"])
-        _note(spec, "done", counts={}, items=[])
+        try:
+            _note(spec, "done", counts={}, items=[])
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            progress(emit, "the disk is full: the next `ownstack up` notes that this is done")
     return {"changed": True, "data": {"removed": removed, **_told(now)}}
 
 
