@@ -130,9 +130,7 @@ def up(
             report = run_verify(plan, site.session, (lambda r: None) if as_json else tell)
         if move:
             move.end(report)
-        leftovers = reprovision.tidy(
-            site, plan, prune and reprovision.settled(report), move is not None, result.looked
-        )
+        leftovers = reprovision.tidy(site, plan, prune and reprovision.settled(report), move is not None, result.looked)
         if not as_json:
             reprovision.tell(leftovers)
     if as_json:
