@@ -58,8 +58,9 @@ def release(plan: Plan) -> str:
 def test_a_change_of_models_cut_off_at_seeded_steps(box: Host, ownstack: Ownstack) -> None:
     before = owners(box, ownstack)
     ownstack("up", "--yes", "--no-verify", "--pin", f"chat={SMALL}")
-    changing = steps(box)
-    assert len(changing) > SAMPLE
+    # on the way back nothing is fetched
+    changing = [point for point in steps(box) if point.startswith("1 ") and "fetch" not in point]
+    assert len(changing) > 10
     back = ("up", "--yes", "--no-verify", "--pin", f"chat={LARGE}")
     for point in cut_off.chosen(changing, SAMPLE, "sample of a change of models"):
         ended = cut_off.at(ownstack, point, box.folder / "told", *back)
