@@ -17,7 +17,7 @@ def steps(spec: Spec, emit: Emit) -> Result:
     """
     from .__main__ import find
 
-    for name, _ in spec["steps"]:  # modules are not imported side by side
+    for name, _ in spec["steps"]:  # before Python 3.10 no lock is held while a module of an archive is imported
         with contextlib.suppress(Exception):  # it says so itself
             find(name)
     with ThreadPoolExecutor(AT_ONCE) as pool:
