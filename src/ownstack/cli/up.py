@@ -16,7 +16,6 @@ from .output import confirm, emit_json, note, say, style
 from .progress import Progress
 from .show import plan_lines
 from .site import Site, model_options, open_site, read_settings, target_options
-from .status import describe_cut
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -160,6 +159,8 @@ def settle(site: Site) -> None:
     from . import restore, upgrade_run
 
     if site.state.unfinished:
+        from .status import describe_cut
+
         note(f"{describe_cut(site.state.unfinished)}: this run goes on from there")
     upgrade_run.end_first(site)
     restore.clear_second(site)

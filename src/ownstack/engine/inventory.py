@@ -50,6 +50,9 @@ def inventory_of(connector: Any, name: str, data: dict[str, Any]) -> Any:
     real = module.get_all_connectors, module.get_execution_connectors
     module.get_all_connectors = module.get_execution_connectors = lambda: connectors
     try:
-        return module.Inventory(([(name, data)], {}))
+        made = module.Inventory(([(name, data)], {}))
     finally:
         module.get_all_connectors, module.get_execution_connectors = real
+    for host in made:  # each operation looks for some thirty names in each of seven places; only one holds anything
+        vars(host.data)["datas"] = (host.data.override_datas, host.data.dict())
+    return made
