@@ -232,12 +232,12 @@ def page(found: dict[str, list[float]], busy: str) -> str:
             f"| the same state as an Ansible playbook, over SSH, nothing to do | {middle['ansible']:.2f} s | {span} | |"
         )
     models = [("SmolLM2 of 135 M parameters, Q8_0", "small"), (f"the same with {BLOCKS} times its blocks", "deep")]
-    chats = [f"| {what} | {middle[f'{key} bytes'] / 1e9:.2f} GB | {middle[f'{key} engine rate']:.0f} "
+    asked = [f"| {what} | {middle[f'{key} bytes'] / 1e9:.2f} GB | {middle[f'{key} engine rate']:.0f} "
              f"| {middle[f'{key} box rate'] / middle[f'{key} engine rate']:.2f} times "
              f"| {(middle[f'{key} box first'] - middle[f'{key} engine first']) * 1000:.0f} ms |"
              for what, key in models]  # fmt: skip
     five = middle["five at once"] / middle["one of five"]
-    parts = {"rows": "\n".join(lines), "chats": "\n".join(chats), "five": five}
+    parts = {"rows": "\n".join(lines), "chats": "\n".join(asked), "five": five}
     return HEAD.format(busy=busy, times=TIMES, blocks=BLOCKS, **parts)
 
 
