@@ -46,6 +46,7 @@ def install(plan: Plan) -> None:
     packages = part.settings.get("packages", [])
     if packages and plan.system:
         operations.packages(name="Base: system packages", plan=plan, wanted=packages)
+    contents = {role.name: [file.content for file in role.files(plan)] for role in roles_of(plan)}
     operations.step(
         name="Base: secrets",
         plan=plan,
@@ -53,7 +54,7 @@ def install(plan: Plan) -> None:
         spec={
             "secrets_dir": plan.layout.secrets,
             "secrets": [
-                {**secret.model_dump(), "services": _users(plan, secret), "opens": _opens(plan, secret)}
+                {**secret.model_dump(), "services": _users(plan, secret, contents), "opens": _opens(plan, secret)}
                 for secret in plan.secrets
             ],
             "active_dir": units.active_dir(plan),
@@ -75,12 +76,12 @@ def programs(plan: Plan) -> None:
             operations.release(name=f"Base: {artifact.name}", plan=plan, artifact=artifact)
 
 
-def _users(plan: Plan, secret: SecretRef) -> list[str]:
-    """Services that read the secret at their start, from a file of their role."""
+def _users(plan: Plan, secret: SecretRef, contents: dict[str, list[str]]) -> list[str]:
+    """Services that read the secret at their start, from a file of their role (role -> contents of its files)."""
     return [
         service.name
         for role in roles_of(plan)
-        if any(secret.mark in file.content for file in role.files(plan))
+        if any(secret.mark in content for content in contents[role.name])
         for service in role.services(plan)
     ]
 

@@ -30,6 +30,7 @@ import json, os, sys
 def main():
     import click
     told = {"argv": sys.argv[1:], "cwd": os.getcwd(), "prefix": sys.prefix, "click": click.__file__}
+    told["keeps"] = not sys.dont_write_bytecode
     print(json.dumps({**told, "pythonpath": os.environ.get("PYTHONPATH")}))
 """
 FIRST = "setting up its Python environment"
@@ -186,7 +187,8 @@ def test_links_and_relative_paths(made: Checkout, tmp_path: Path) -> None:
 
 def test_foreign_modules_stay_out(made: Checkout, tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise SystemExit('the wrong click')\n")
-    told = made.told(cwd=tmp_path, PYTHONPATH=str(tmp_path), PYTHONHOME=str(tmp_path))
+    told = made.told(cwd=tmp_path, PYTHONPATH=str(tmp_path), PYTHONHOME=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
+    assert told["keeps"]
     assert Path(told["click"]).is_relative_to(made.venv)
     assert told["pythonpath"] is None
 

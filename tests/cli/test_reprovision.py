@@ -214,10 +214,10 @@ def test_of_an_engine_that_is_only_used_no_model_is_pruned_but_what_else_is_left
         told = Adopted(unit="ollama.service", path="/etc/o.service", dropin="/etc/o.service.d/ownstack.conf")
         plan = plan.model_copy(update={"adopted": told})
     monkeypatch.setitem(standing.ANSWERS, "ollama.prune", {"models": [{"model": "old:1b", "bytes": 1}]})
-    monkeypatch.setitem(standing.ANSWERS, "box.state", {"manifest": {"old_vectors": ["open-webui-old"]}})
+    box.state = machines.box(machines.plan("rtx-4090"), old_vectors=["open-webui-old"])
     monkeypatch.setitem(standing.ANSWERS, "qdrant.drop", {"collections": ["open-webui-old_files"]})
     with box.open(load({}, None, {})) as site:
-        rows = reprovision.tidy(site, plan, prune=True)
+        rows = reprovision.tidy(site, plan, True, False, {})
     wanted = [] if engine == "used" else ["old:1b"]
     assert [row.get("model") or row["collection"] for row in rows] == [*wanted, "open-webui-old_files"]
     pruned = [command for command in box.seen.commands if "ollama.prune" in command]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ownstack.engine import carry
 from tests.hosts import Host, Network, Options, footprint, lab, older, purge, watching
 from tests.hosts.commands import PATH, Result, cache
 from tests.hosts.footprint import Footprint
@@ -31,20 +32,35 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 NEEDED = ("mmdebstrap", "systemd-nspawn", "ip", "nft", "zstd", "ssh", "nsenter")
-FIRST = "test_debian12_root.py"  # its lane makes the provisioned host while the other takes what needs none
+# Two lanes end at the same time when long files come first and short ones last. The first one's lane makes the
+# provisioned host, while the other installs one of its own.
+LONG = (
+    *("debian12_root", "debian13_sudo", "backup", "interrupted", "open_webui", "local_supervisord", "reprovision"),
+    *("models_later", "import", "software_gpu", "refusals", "unprivileged", "held", "faults"),
+)
+# on one clone, so in this order: what the last ones change the first ones could not bear
+COMMON = ("browser", "edited_files", "maintain", "refusing", "secrets", "standing_box", "silent")
+SHORT = (
+    *("existing_ollama", "adopt", "offline", "lab", "fit_software_gpu", "fit_measured", "hosts", "fit_catalogue"),
+    *("detect", "python_debs", "backup_vectors", "gpu_watch_units", "bad_input"),
+)
 OPENED = pytest.StashKey[tuple[Lane, Network]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    clones: set[Path] = set()
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.e2e)
-        if isinstance(item, pytest.Function) and "debian12" in item.fixturenames:
-            clones.add(item.path)
     here = [item for item in items if item.path.is_relative_to(HERE)]
-    here.sort(key=lambda item: item.path.name != FIRST and 1 + (item.path in clones))
+    for item in here:
+        item.add_marker(pytest.mark.e2e)
+    here.sort(key=lambda item: place(item.path.stem.removeprefix("test_")))
     items[:] = [*(item for item in items if not item.path.is_relative_to(HERE)), *here]
+
+
+def place(name: str) -> tuple[int, int]:
+    """Where a file stands in the order; what is in no list comes between the long ones and the common ones."""
+    for number, names in ((0, LONG), (2, COMMON), (3, SHORT)):
+        if name in names:
+            return number, names.index(name)
+    return 1, 0
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -188,6 +204,10 @@ def older_box(network: Network, mirror: Mirror, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def common(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    """A clone that several files use one after the other: what they change on it, the later ones have to bear."""
-    with debian12.clone(network, "common") as host:
+    """A clone that several files use one after the other: what they change on it, the later ones have to bear.
+
+    It sees what this machine has built and fetched: tests that run on it need not do that again.
+    """
+    cached = tuple(carry.cache_root() / name for name in ("builds", "files"))
+    with debian12.clone(network, "common", cached) as host:
         yield host

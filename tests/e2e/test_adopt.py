@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Mirror, Provisioned
-from tests.hosts import Host, Network
+from tests.hosts import Host, Network, Options
 from tests.hosts.kit import Ownstack
 
 URL = "http://127.0.0.1:11434"
@@ -54,8 +54,9 @@ for i in $(seq 100); do curl -sf -o /dev/null {URL}/api/version && break; sleep 
 
 @pytest.fixture(scope="module")
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    with debian12.clone(network, "adopt") as host:
-        host.run(INSTALL)
+    with Host(network, "adopt", Options(lower=(debian12.layer,))) as host:
+        host.boot()
+        host.run(INSTALL)  # it stops the services, so nobody waits until they are ready
         yield host
 
 

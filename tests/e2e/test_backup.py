@@ -141,7 +141,7 @@ def secret(box: Host, name: str) -> str:
 
 def qdrant(box: Host, plan: Plan, method: str, path: str, body: Any = None) -> Any:
     sent = "-H \"api-key: $(cat /etc/ownstack/secrets/qdrant_api_key)\" -H 'content-type: application/json'"
-    ask = f"curl -sf -X {method} {sent} -d @- "
+    ask = f"curl -sS --fail-with-body -X {method} {sent} -d @- "
     return json.loads(box.run(ask + open_webui.qdrant_url(plan) + path, data=json.dumps(body or {})).stdout)["result"]
 
 
@@ -154,7 +154,9 @@ def counts(box: Host, plan: Plan) -> dict[str, int]:
 def flow(box: Host, plan: Plan, method: str, path: str, body: Any = None) -> Any:
     """n8n's own interface, as its owner uses it."""
     key = "-H \"X-N8N-API-KEY: $(cat /etc/ownstack/secrets/n8n_api_key)\" -H 'content-type: application/json'"
-    text = box.run(f"curl -sf -X {method} {key} -d @- {n8n.url(plan)}/api/v1{path}", data=json.dumps(body or {})).stdout
+    text = box.run(
+        f"curl -sS --fail-with-body -X {method} {key} -d @- {n8n.url(plan)}/api/v1{path}", data=json.dumps(body or {})
+    ).stdout
     return json.loads(text) if text else None
 
 
@@ -317,8 +319,8 @@ def test_backups_of_a_busy_box_are_sound(
     assert hook(box, plan).endswith(" 200")
     make(ownstack, key)  # brings today's runner
     with load(box, plan, ownstack) as done:
-        found = sound(box, plan, key, 4)
-    print(f"4 backups, meanwhile {done[-1]}")
+        found = sound(box, plan, key, 3)
+    print(f"3 backups, meanwhile {done[-1]}")
     assert [wrong for one in found for wrong in one.values() if wrong] == []
     names = box.output(f"ls {FOLDER}").split()
     assert len(names) == 3
@@ -442,6 +444,7 @@ def test_a_backup_with_a_foreign_key_is_sound_to_look_at_and_its_drill_fails(
 
 def spoil(box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any]) -> None:
     """What people do by mistake: a chat, a collection and a workflow are gone; another chat came."""
+    assert works(box, plan, True), "n8n publishes its workflows a moment after its start"
     _, token = sign_in(box, plan, *ownstack.first_password("open_webui"))
     assert web(box, plan, "DELETE", f"/api/v1/chats/{data['chat']}", token=token)[0] == 200
     assert web(box, plan, "DELETE", f"/api/v1/knowledge/{data['base']}/delete", token=token)[0] == 200

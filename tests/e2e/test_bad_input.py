@@ -42,7 +42,8 @@ def test_a_disk_that_is_too_small_is_told_beforehand(box: Host) -> None:
     assert "/opt" in error["message"]
 
 
-def test_wrong_bytes_are_never_installed(box: Host, tmp_path: Path) -> None:
+@pytest.mark.slow  # the same by the lab's mirror is in test_refusals.py
+def test_a_wrong_hash_in_the_lock_is_mended_later(box: Host, tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     for name in ("roles", "templates", "hardware_profiles", "inventory"):
         shutil.copytree(CHECKOUT / name, kit / name)

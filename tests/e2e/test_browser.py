@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.e2e.conftest import Mirror, Provisioned
-from tests.hosts import Network
+from tests.e2e.conftest import Mirror
+from tests.hosts import Host
 from tests.hosts.browser import Browser, Chat, Workflows
 from tests.hosts.commands import cache, run
 from tests.hosts.kit import Ownstack
@@ -16,9 +14,8 @@ PICTURES = cache().parent / "pictures"
 
 
 @pytest.fixture(scope="module")
-def ownstack(network: Network, debian12: Provisioned, mirror: Mirror) -> Iterator[Ownstack]:
-    with debian12.clone(network, "browser") as host:
-        yield mirror.ownstack(host)
+def ownstack(common: Host, mirror: Mirror) -> Ownstack:
+    return mirror.ownstack(common)
 
 
 def test_a_question_is_answered_in_the_web_page(ownstack: Ownstack) -> None:

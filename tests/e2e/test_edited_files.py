@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Mirror, Provisioned
-from tests.hosts import Host, Network
+from tests.e2e.conftest import Mirror
+from tests.hosts import Host
 from tests.hosts.kit import Ownstack
 
 UNIT = "/etc/systemd/system/ownstack-qdrant.service"
@@ -17,9 +16,8 @@ SECRET = "/etc/ownstack/n8n/env"
 
 
 @pytest.fixture(scope="module")
-def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    with debian12.clone(network, "edited") as host:
-        yield host
+def box(common: Host) -> Host:
+    return common
 
 
 @pytest.fixture(scope="module")

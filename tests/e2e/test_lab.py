@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 
 from ownstack.runner import artifacts
+from tests.e2e.conftest import Mirror
 from tests.hosts import gguf_file, lab
-from tests.hosts.commands import cache, run
+from tests.hosts.commands import run
 from tests.hosts.local import LocalBox
 from tests.hosts.network import Network
 from tests.hosts.registry import Registry
@@ -24,9 +24,8 @@ SAYS_ITS_VERSION = {"qdrant": "bin/qdrant", "uv": "bin/uv", "node": "bin/node", 
 
 
 @pytest.fixture(scope="module")
-def built() -> Iterator[lab.Lab]:
-    with tempfile.TemporaryDirectory(dir=cache().parent) as root:
-        yield lab.build(Path(root))
+def built(mirror: Mirror) -> lab.Lab:
+    return mirror.lab
 
 
 def rows(built: lab.Lab) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -39,6 +38,7 @@ def rows(built: lab.Lab) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield artifact["name"], row
 
 
+@pytest.mark.slow  # a provisioned host shows it too: `up` fetches and unpacks them, and `verify` has them run
 def test_vendors_archives_of_the_lab_run(built: lab.Lab, tmp_path: Path) -> None:
     seen = set()
     with FileServer(folder(built.mirror)) as server:
@@ -72,6 +72,7 @@ def test_the_products_own_lock_is_untouched(built: lab.Lab) -> None:
     assert hashlib.sha256(archive.read_bytes()).hexdigest() == row["sha256"]
 
 
+@pytest.mark.slow  # a provisioned host has pulled its models from there
 def test_a_real_ollama_pulls_from_the_registry(built: lab.Lab, network: Network, tmp_path: Path) -> None:
     """A model of 8 MB, in a network of its own."""
     model = gguf_file.write(

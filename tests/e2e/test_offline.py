@@ -21,12 +21,11 @@ OUTSIDE = "192.0.2.77"  # an address of documentation (RFC 5737)
 
 @pytest.fixture(scope="module")
 def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    """The clone, rebooted after its uplink was cut."""
+    """The clone, which has been shut down, started again after its uplink was cut."""
     with Host(network, "offline", Options(lower=(debian12.layer,))) as host:
-        host.boot()
-        host.run(f"ip route get {OUTSIDE}")  # there is a way out, until it is cut
+        host.uplink.execute("ip", "route", "get", OUTSIDE)  # there is a way out, until it is cut
         host.uplink.cut()
-        host.reboot()
+        host.boot()
         wait_ready(host)
         yield host
 

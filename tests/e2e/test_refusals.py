@@ -1,4 +1,7 @@
-"""Bad luck and bad input on real hosts: a clear error, an unchanged host, and the next `up` converges."""
+"""Bad luck and bad input on real hosts: a clear error, an unchanged host, and the next `up` converges.
+
+A wrong sudo password is in test_debian13_sudo.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Mirror
-from tests.hosts import PASSWORD, Host, Network, Options, footprint
+from tests.hosts import Host, Network, Options, footprint
 from tests.hosts.kit import Ownstack
 from tests.hosts.serve import Fault
 
@@ -46,26 +49,6 @@ def archive(mirror: Mirror) -> Iterator[str]:
     yield "/" + url.removeprefix("https://")
     mirror.files.faults.clear()
     mirror.files.rate = None
-
-
-def test_a_wrong_sudo_password_is_tried_once_in_any_language(network: Network, mirror: Mirror) -> None:
-    options = Options(suite="trixie", locale="fr_FR.UTF-8", sudo="password")
-    with Host(network, "french", options) as host:
-        host.boot()
-        before = footprint.take(host)
-        ownstack = small(mirror, host)
-        ownstack.user = "tester"
-        asked = host.folder / "sudo-password"
-        asked.write_text("wrong\n")
-        status, error = refusal(ownstack, "--sudo-password-file", str(asked))
-        assert (status, error["code"]) == (1, "wrong-sudo-password")
-        assert host.output("journalctl --no-pager -t sudo | grep -c 'authentication failure'") == "1"
-        assert before.differences(footprint.take(host)) == []
-        asked.write_text(f"{PASSWORD}\n")
-        done = ownstack.json("up", "--yes", "--sudo-password-file", str(asked))
-        assert done["verify"]["ok"]
-        assert host.output("systemctl show -p User --value ownstack-qdrant") == "ownstack-qdrant"
-        assert PASSWORD not in host.run("journalctl --no-pager").stdout
 
 
 def test_without_sudo_a_system_wide_box_is_refused(network: Network, mirror: Mirror) -> None:

@@ -31,9 +31,16 @@ SAYING = (
 )  # fmt: skip
 OWN = "/var/lib/ownstack/n8n "  # what n8n writes anyway
 # reads what a unit's environment file becomes, as systemd itself reads it
+READER = """[Service]
+Type=oneshot
+EnvironmentFile=/root/hostile/%i.env
+StandardOutput=truncate:/root/hostile/%i.env.out
+ExecStart=/usr/bin/env -0
+"""
 READ_BY_SYSTEMD = (
-    "set -e; cd /root/hostile; for file in *.env; do systemd-run -q --wait -p EnvironmentFile=/root/hostile/$file "
-    "-p StandardOutput=truncate:/root/hostile/$file.out /usr/bin/env -0; done"
+    "set -e; cat > /run/systemd/system/hostile@.service; systemctl daemon-reload; cd /root/hostile; "
+    "systemctl start $(ls *.env | sed 's/\\(.*\\).env/hostile@\\1/'); "
+    "rm /run/systemd/system/hostile@.service; systemctl daemon-reload"
 )
 UNPACK = """
 import json, os, sys
@@ -144,7 +151,7 @@ def test_systemd_reads_hostile_names_as_they_were_written(box: Host) -> None:
         wanted[f"/root/hostile/{number}-open_webui.env.out"] = f"WEBUI_ADMIN_NAME={case['open_webui.admin_name']}"
     assert len(files) > len(wanted) > 60
     box.run(f"python3 -c {shlex.quote(UNPACK)}", data=json.dumps(files))
-    box.run(READ_BY_SYSTEMD)
+    box.run(READ_BY_SYSTEMD, data=READER)
     read = json.loads(box.output(f"python3 -c {shlex.quote(PACK)}"))
     for path, line in wanted.items():
         assert line in read[path].split("\0"), path

@@ -42,8 +42,10 @@ def ownstack(box: Host, mirror: Mirror) -> Ownstack:
 @pytest.fixture(scope="module")
 def sink(box: Host, network: Network) -> Iterator[Sink]:
     with Sink(network.gateway) as sink:
+        before = box.output("cat /etc/resolv.conf")
         box.run(f"echo nameserver {network.gateway} > /etc/resolv.conf")
         yield sink
+        box.run("cat > /etc/resolv.conf", data=f"{before}\n")
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from ownstack.engine import carry
-from tests.e2e.conftest import Provisioned
-from tests.hosts import Host, Network
+from tests.hosts import Host
 from tests.hosts.kit import packed, processes
 
 # real operations, runner steps and commands, as root, on the machine that they run on
 PARTS = (
-    *("tests/operations", "tests/plan", "tests/unit/test_box_steps.py", "tests/unit/test_releases.py"),
+    *("tests/operations", "tests/plan/test_pyinfra_itself.py", "tests/unit/test_box_steps.py"),
+    "tests/unit/test_releases.py",
     *("tests/unit/test_secrets.py", "tests/unit/test_journal.py", "tests/cli/test_commands.py"),
 )
 END_TO_END = "tests/e2e/test_ollama_engine.py"
@@ -29,11 +28,9 @@ ALIVE = r"-name '*-wal' -o -name '*-shm' -o -name '*.log' -o -path '*/wal/*'"
 
 
 @pytest.fixture(scope="module")
-def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
-    cached = tuple(carry.cache_root() / name for name in ("builds", "files"))
-    with debian12.clone(network, "stands", cached) as host:
-        subprocess.run([*host.ssh(), "mkdir /root/kit && tar -x -C /root/kit"], input=packed(), check=True)
-        yield host
+def box(common: Host) -> Host:
+    subprocess.run([*common.ssh(), "mkdir /root/kit && tar -x -C /root/kit"], input=packed(), check=True)
+    return common
 
 
 def standing(box: Host) -> dict[str, str]:

@@ -79,7 +79,8 @@ def test_up_is_green_in_user_units(box: Host, ownstack: Ownstack, mirror: Mirror
 
 
 def test_what_is_less_protected_is_said(ownstack: Ownstack) -> None:
-    assert "smaller sandbox and no network policy" in ownstack("plan", check=False).stderr + ownstack("plan").stdout
+    said = ownstack("plan")
+    assert "smaller sandbox and no network policy" in said.stderr + said.stdout
 
 
 def test_a_second_up_changes_nothing(ownstack: Ownstack) -> None:

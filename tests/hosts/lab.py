@@ -35,6 +35,7 @@ from ownstack.plan import ChosenArtifact
 from ownstack.runner import npm
 from ownstack.runner.unpack import unpack
 
+from . import gguf_file
 from .commands import cache, run
 from .registry import Registry
 
@@ -53,6 +54,10 @@ TOPS: dict[str, Callable[[str], str]] = {
 }
 PACKERS = {"tar.gz": ("gzip", "-1", "-n"), "tar.xz": ("xz", "-1", "-T0"), "tar.zst": ("zstd", "-3", "-T0", "-q")}
 MODELS = ("smollm2-135m", "all-minilm")
+# one thread each: engine threads that wait for each other on busy processors take many times longer; and an end,
+# which a model as small as this one does not always find
+ONE_THREAD = {"num_thread": 1}
+CHAT = {"stop": ["<|im_start|>", "<|im_end|>"], "num_predict": 200, **ONE_THREAD}
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant
@@ -282,19 +287,29 @@ def models(lab: Lab, root: Path) -> Registry:
     It serves `smollm2:135m-q8_0`, `smollm2:135m-q4_0` and `all-minilm:22m`; the precision is changed with the engine's
     own tool. `snowflake-arctic-embed:22m` has the weights of all-minilm: another name for the same 384 dimensions.
     """
-    tables = {artifact["name"]: artifact for path in [KIT / "roles/models/artifacts.toml"] for artifact in table(path)}
-    files = {name: carry.obtain(chosen(name, tables[name]["variant"][0]), print) for name in MODELS}
+    files = {name: _model(name) for name in MODELS}
     registry = Registry(root)
-    # one thread each: engine threads that wait for each other on busy processors take many times longer; and an end,
-    # which a model as small as this one does not always find
-    one = {"num_thread": 1}
-    chat = {"stop": ["<|im_start|>", "<|im_end|>"], "num_predict": 200, **one}
     for kind in ("q8_0", "q4_0"):
         weights = _quantised(lab, files["smollm2-135m"], kind)
-        registry.add("smollm2", f"135m-{kind}", weights, template=CHATML, parameters=chat)
-    registry.add("all-minilm", "22m", files["all-minilm"].path, parameters=one)
-    registry.add("snowflake-arctic-embed", "22m", files["all-minilm"].path, parameters=one)
+        registry.add("smollm2", f"135m-{kind}", weights, template=CHATML, parameters=CHAT)
+    registry.add("all-minilm", "22m", files["all-minilm"].path, parameters=ONE_THREAD)
+    registry.add("snowflake-arctic-embed", "22m", files["all-minilm"].path, parameters=ONE_THREAD)
     return registry
+
+
+def deep_model(lab: Lab, registry: Registry, times: int) -> str:
+    """Add the chat model with `times` its blocks, as slow as models that people chat with; its name for a pull."""
+    source = _quantised(lab, _model("smollm2-135m"), "q8_0")
+    made = gguf_file.deeper(source, registry.root / "deep.gguf", times)
+    # a short context: each block keeps its own part of it
+    registry.add("smollm2", "deep-q8_0", made, template=CHATML, parameters={**CHAT, "num_ctx": 1024})
+    return "smollm2:deep-q8_0"
+
+
+def _model(name: str) -> Any:
+    """A model's file of the kit's own artifacts."""
+    tables = {artifact["name"]: artifact for artifact in table(KIT / "roles/models/artifacts.toml")}
+    return carry.obtain(chosen(name, tables[name]["variant"][0]), print)
 
 
 def _quantised(lab: Lab, model: Any, kind: str) -> Path:

@@ -2,7 +2,8 @@
 
 Prints JSON: `tcp`, the open ones of all 65535 TCP ports; `silent`, TCP ports without any answer; `udp`, those of the
 given UDP ports that are not refused (an ICMP "port unreachable" is the refusal; without one after a few tries the
-port counts as open). Standard library only.
+port counts as open). The host that is scanned has to send as many refusals as there are ports: kernels send one a
+second. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 BATCH = 512
 TIMEOUT_S = 3.0
-UDP_TIMEOUT_S = 20.0  # the kernel sends few refusals a second
+UDP_TIMEOUT_S = 3.0
 
 
 def tcp(address: Any, family: socket.AddressFamily) -> tuple[list[int], list[int]]:

@@ -17,7 +17,7 @@ from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command
 from ownstack.engine.session import MARK, Session, Target
 
 # a part of the question for the state of paths
-PATHS = "sha256sum < "
+PATHS = "sha256sum -- "
 Answer = Callable[[str], list[str] | None]
 
 

@@ -199,9 +199,18 @@ def test_a_second_run_changes_nothing_and_asks_only_facts() -> None:
     python = made.role("base").artifact("python")
     mark = made.layout.release("python", python.version, python.digest) + "/.ownstack-release.json"
     wanted[mark] = "file\t644\troot\troot\t"
-    with FakeSession(answer) as session:
-        again = execute(session, apply, lambda event: None, plan=made)
+
+    def looking(command: str) -> list[str] | None:
+        lines = answer(command)
+        return lines and [line.replace('"data": {}', '"data": {"models": []}') for line in lines]
+
+    look = {"ollama.leftovers": {"url": "u"}}
+    with FakeSession(looking) as session:
+        again = execute(session, apply, lambda event: None, look, plan=made)
         seen = session.seen
+    assert again.looked == {"ollama.leftovers": {"models": []}}
+    with FakeSession() as session:
+        assert execute(session, apply, lambda event: None, look, plan=made).looked == {}
     assert [op.name for op in again.operations if op.changed] == []
     assert again.total == result.total
     assert seen.files == []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ownstack.choosing import choose
+from ownstack.choosing import choose, selection
 from ownstack.data import Data, load_data
+from ownstack.fitting.choose import FitData, Selection, Wishes, choose_models
 from ownstack.hardware.facts import load as load_probe
 from ownstack.hardware.interpret import interpret
 from ownstack.hardware.report import HardwareReport, Port
@@ -17,6 +19,24 @@ from ownstack.state import BoxState, SourceReport
 
 PROBES = Path(__file__).parents[1] / "fixtures/probes"
 REGISTRIES = {"pypi": "", "npm": "", "go": "", "debian": ""}
+
+Chooser = Callable[[HardwareReport, Wishes, FitData], Selection]
+
+
+def once(choose: Chooser) -> Chooser:
+    """Models are chosen once in a test run for the same machine and wishes: that is most of what a plan takes."""
+    made: dict[tuple[str, str, int], tuple[FitData, Selection]] = {}
+
+    def remembered(report: HardwareReport, wishes: Wishes, data: FitData) -> Selection:
+        key = (report.model_dump_json(), repr(wishes), id(data))
+        if key not in made:
+            made[key] = (data, choose(report, wishes, data))  # what is kept keeps its number
+        return made[key][1]
+
+    return remembered
+
+
+selection.choose_models = once(choose_models)  # type: ignore[attr-defined, assignment]
 
 
 @functools.cache

@@ -8,7 +8,11 @@ import os
 import pty
 import re
 import shlex
+import socket
+import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +182,30 @@ def test_each_vendor_is_asked_and_silence_is_no_answer() -> None:
     assert made.models == "refused"
 
 
+def test_hosts_are_asked_side_by_side_and_say_why_they_do_not_answer() -> None:
+    together = threading.Barrier(3)
+
+    class Waiting(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            together.wait(30)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Waiting) as server, socket.socket() as closed:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        closed.bind(("127.0.0.1", 0))
+        there = [f"http://127.0.0.1:{server.server_port}/{n}" for n in range(3)]
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        done = subprocess.run(
+            ["sh", "-c", preflight.ASK, "sh", *there, gone], capture_output=True, text=True, check=True
+        )
+        server.shutdown()
+    found = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert found == {**dict.fromkeys(there, ""), gone: "Connection refused"}
+
+
 def test_with_a_mirror_nothing_else_is_asked() -> None:
     made, seen = sources({"sources.mirror": "/mnt/mirror"})
     assert (made.target, made.controller, seen.commands) == ({}, {}, [])
@@ -204,6 +232,46 @@ def test_a_bare_host_has_no_state(tmp_path: Path) -> None:
             preflight.read_state(session, layout)
     assert layout.manifest in caught.value.message
     assert "damaged" in caught.value.message
+
+
+@pytest.mark.parametrize("manifest", [None, '{"plan": {"schema": 1}}', '{"plan": '])
+@pytest.mark.parametrize("answers", ["answers", "says nothing", "is broken"])
+def test_what_the_runner_says_counts_and_without_it_the_manifest(
+    tmp_path: Path, manifest: str | None, answers: str
+) -> None:
+    layout = Layout(opt=f"{tmp_path}/opt", etc=f"{tmp_path}/etc", var=f"{tmp_path}/var")
+    runner = Path(layout.current("base"), "runner")
+    runner.parent.mkdir(parents=True)
+    (tmp_path / "var").mkdir()
+    if manifest is not None:
+        Path(layout.manifest).write_text(manifest)
+    read = {"plan": {"schema": 1}} if manifest == '{"plan": {"schema": 1}}' else None
+    said = {"manifest": read, "releases": {}, "services": {"n8n": {"active": True}}, "work": {}, "edited": ["/a"]}
+    event = json.dumps({"event": "result", "changed": False, "data": said})
+    script = {"answers": f"echo {shlex.quote(event)}", "says nothing": "true", "is broken": "python3 -c '('"}[answers]
+    runner.write_text(f"#!/bin/sh\n{script}\n")
+    runner.chmod(0o755)
+    with Session(Target()) as session:
+        if manifest and read is None:
+            with pytest.raises(ConfigError, match="damaged"):
+                preflight.read_state(session, layout)
+            return
+        state = preflight.read_state(session, layout)
+        assert session.layout_runner == str(runner)
+    assert state.stands == (manifest is not None)
+    assert bool(state.edited) == (state.stands and answers == "answers")
+
+
+def test_an_error_of_the_runner_is_told(tmp_path: Path) -> None:
+    layout = Layout(opt=f"{tmp_path}/opt", etc=f"{tmp_path}/etc", var=f"{tmp_path}/var")
+    runner = Path(layout.current("base"), "runner")
+    runner.parent.mkdir(parents=True)
+    event = json.dumps({"event": "error", "code": "not-permitted", "message": "no", "hint": ""})
+    runner.write_text(f"#!/bin/sh\necho {shlex.quote(event)}; exit 1\n")
+    runner.chmod(0o755)
+    with Session(Target()) as session, pytest.raises(RunError) as caught:
+        preflight.read_state(session, layout)
+    assert caught.value.code == "not-permitted"
 
 
 # -- the connection -------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, journal, recover, restore
+from ownstack.runner import backup, journal, managers, recover, restore
+from ownstack.runner.__main__ import find
 from ownstack.runner.core import Event, StepError
 from roles.base import recovery
 from tests.fixtures.small_box import SmallBox
@@ -181,3 +182,36 @@ def test_it_runs_before_the_services_and_is_walled_off(tmp_path: Path) -> None:
     path.write_text(file.content)
     assert exposure(path) <= MOST + 1.5  # it is root's: data belongs to many accounts
     assert not recovery.wanted(plan(manager="supervisord"))
+
+
+SHOWN = {
+    "ready": "UnitFileState=enabled\nActiveState=active\nNeedDaemonReload=no\n",
+    "not enabled": "UnitFileState=disabled\nActiveState=active\nNeedDaemonReload=no\n",
+    "not active": "UnitFileState=enabled\nActiveState=inactive\nNeedDaemonReload=no\n",
+    "stale": "UnitFileState=enabled\nActiveState=active\nNeedDaemonReload=yes\n",
+    "not there": "UnitFileState=\nActiveState=inactive\nNeedDaemonReload=no\n",
+}
+
+
+@pytest.mark.parametrize("first", SHOWN)
+@pytest.mark.parametrize("second", SHOWN)
+@pytest.mark.parametrize("step", ["recover.arm", "gpu.arm"])
+def test_units_are_armed_where_they_are_not(
+    monkeypatch: pytest.MonkeyPatch, first: str, second: str, step: str
+) -> None:
+    called: list[list[str]] = []
+
+    def call(command: list[str], check: bool = True) -> str:
+        called.append(command)
+        asked = command[command.index("-p") + 1].split(",")
+        units = [SHOWN[which].splitlines() for which in (first, second)[: len(command) - command.index("--") - 1]]
+        return "\n\n".join("\n".join(line for line in unit if line.partition("=")[0] in asked) for unit in units)
+
+    monkeypatch.setattr(managers, "call", call)
+    spec = {"manager": "systemd", "unit": "a.service", "units": ["a.timer", "b.service"]}
+    changed = find(step)({**spec, "dry": True}, silent)["changed"]
+    if step == "gpu.arm":
+        assert changed == (first != "ready" or second in ("not enabled", "not there"))
+    else:
+        assert changed == (first in ("not enabled", "stale", "not there"))
+    assert len(called) == 1

@@ -235,11 +235,35 @@ def keep_tags(site: Site, plan: Plan) -> list[str]:
     return sorted(tags)
 
 
-def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
-    """Leftovers of earlier plans: removed with `prune`, only named without.
+LEFTOVERS = "ollama.leftovers"
+
+
+def leftovers_spec(site: Site, plan: Plan) -> dict[str, Any]:
+    """The specification of `ollama.leftovers` and `ollama.prune`; empty where no models are the box's own to remove.
 
     Of an engine that is only used no model goes: what is on record may be of one before it, and the same model there
     be its owner's. What was pulled into an adopted one has a record of its own.
+    """
+    from ..kit import activate
+
+    if not plan.has("models") or (plan.engine_existing and plan.adopted is None):
+        return {}
+    activate()
+    from roles.models import record
+
+    return {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
+
+
+def look(site: Site, plan: Plan, move: Transaction | None) -> dict[str, dict[str, Any]]:
+    """What a run that finds nothing to do may look at beside it."""
+    spec = leftovers_spec(site, plan)
+    return {LEFTOVERS: spec} if spec and move is None else {}
+
+
+def tidy(site: Site, plan: Plan, prune: bool, moved: bool, looked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leftovers of earlier plans: removed with `prune`, only named without.
+
+    `moved`: this run had a transaction; `looked`: what it has seen already, and has not changed.
     """
     from ..engine import units
     from ..kit import activate
@@ -247,25 +271,23 @@ def tidy(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
     if not plan.has("models"):
         return []
     activate()
-    from roles.models import record
-
+    spec = leftovers_spec(site, plan)
     session = site.session
     session.layout_runner = units.runner_python(plan)
     session.on_event = silent
-    spec = {"url": plan.engine_url, "record": record(plan), "keep": keep_tags(site, plan)}
-    found: list[dict[str, Any]] = []
     try:
-        if plan.adopted is not None or not plan.engine_existing:
-            found = session.step("ollama.prune" if prune else "ollama.leftovers", spec)["models"]
+        if spec and (prune or LEFTOVERS not in looked):
+            looked = {LEFTOVERS: session.step("ollama.prune" if prune else LEFTOVERS, spec)}
+        found = looked[LEFTOVERS]["models"] if spec else []
         rows: list[dict[str, Any]] = [{**row, "removed": prune} for row in found]
-        return rows + _old_vectors(site, plan, prune)
+        return rows + _old_vectors(site, plan, prune, moved)
     except RunError:
         if prune:
             raise
         return []  # a service does not answer: `verify` has said so
 
 
-def _old_vectors(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
+def _old_vectors(site: Site, plan: Plan, prune: bool, moved: bool) -> list[dict[str, Any]]:
     """Collections of embedding models that were used earlier."""
     from ..engine.apply import execute
     from ..engine.preflight import state_spec
@@ -275,8 +297,10 @@ def _old_vectors(site: Site, plan: Plan, prune: bool) -> list[dict[str, Any]]:
     from deploy import remember
     from roles.open_webui import qdrant_url
 
-    manifest = site.session.step("box.state", state_spec(plan.layout))["manifest"] or {}
-    prefixes = set(manifest.get("old_vectors", ())) - {plan.vectors}
+    manifest = site.state.manifest  # read since this run holds the box: only a transaction notes something else
+    if moved:
+        manifest = site.session.step("box.state", state_spec(plan.layout))["manifest"]
+    prefixes = set((manifest or {}).get("old_vectors", ())) - {plan.vectors}
     if not prefixes:
         return []
     spec = {"url": qdrant_url(plan), "secrets_dir": plan.layout.secrets, "prefixes": sorted(prefixes)}

@@ -175,8 +175,9 @@ def open_site(
         report = told_sudo(interpret(raw, overrides), settings, sudo_password_file)
         if as_root(report, settings):
             become_root(session, report, sudo_password(report, sudo_password_file))
-            seen = interpret(see_ports(session, raw), overrides)
-            report = seen.model_copy(update={"host": report.host})
+            if report.host.sudo != "root":  # who is root has seen everybody's
+                seen = interpret(see_ports(session, raw), overrides)
+                report = seen.model_copy(update={"host": report.host})
         if from_report is not None:
             told = interpret(load_probe(from_report), overrides)
             report = report.model_copy(update={"gpus": told.gpus, "cpu": told.cpu, "memory": told.memory})

@@ -16,7 +16,6 @@ from .output import confirm, emit_json, note, say, style
 from .progress import Progress
 from .show import plan_lines
 from .site import Site, model_options, open_site, read_settings, target_options
-from .status import describe_cut
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -116,7 +115,8 @@ def up(
         with Progress(quiet=as_json, verbose=verbose > 0) as progress:
             if move:
                 move.bring(progress)
-            result = reprovision.switch(move, lambda: execute(site.session, apply, progress, plan=plan))
+            look = reprovision.look(site, plan, move)
+            result = reprovision.switch(move, lambda: execute(site.session, apply, progress, look, plan=plan))
         if not as_json:
             note(
                 f"{result.changed} changed, {result.total - result.changed} as they were, "
@@ -129,7 +129,7 @@ def up(
             report = run_verify(plan, site.session, (lambda r: None) if as_json else tell)
         if move:
             move.end(report)
-        leftovers = reprovision.tidy(site, plan, prune and reprovision.settled(report))
+        leftovers = reprovision.tidy(site, plan, prune and reprovision.settled(report), move is not None, result.looked)
         if not as_json:
             reprovision.tell(leftovers)
     if as_json:
@@ -159,6 +159,8 @@ def settle(site: Site) -> None:
     from . import restore, upgrade_run
 
     if site.state.unfinished:
+        from .status import describe_cut
+
         note(f"{describe_cut(site.state.unfinished)}: this run goes on from there")
     upgrade_run.end_first(site)
     restore.clear_second(site)

@@ -1,0 +1,3 @@
+"""What works on a host, through pyinfra."""
+
+from . import lean as lean

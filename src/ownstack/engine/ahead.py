@@ -57,10 +57,13 @@ def ask(fact: Any, **arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def gather(operations: Iterable[Callable[[], Iterator[Any]]]) -> Iterator[None]:
-    """While it is open, `ask` has the answers to the first question of each operation (its command generator)."""
+def gather(operations: Iterable[Callable[[], Iterator[Any]]], steps: Iterable[dict[str, Any]] = ()) -> Iterator[None]:
+    """While it is open, `ask` has the answers to the first question of each operation (its command generator).
+
+    `steps`: of these runner steps (arguments of `StepState`) too.
+    """
     global _gathered
-    _gathered = _Gathered()
+    _gathered = _Gathered({_key(StepState, one): (StepState, one) for one in steps})
     try:
         for commands in operations:
             with contextlib.suppress(_LaterError):

@@ -11,7 +11,6 @@ from typing import Any
 
 from gevent import get_hub  # type: ignore[import-untyped]
 from gevent.hub import Hub  # type: ignore[import-untyped]
-from paramiko import SSHException
 from pyinfra.api.command import FileUploadCommand
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.exceptions import PyinfraError
@@ -22,6 +21,8 @@ from pyinfra.context import ctx_host, ctx_state
 
 from ..errors import OwnstackError, RunError, UnreachableError
 from . import ahead, carry, units
+from .facts import StepState
+from .lean import SSHException
 from .session import Session, read_result
 
 Listen = Callable[[dict[str, Any]], None]
@@ -39,9 +40,13 @@ class OperationResult:
 
 @dataclass
 class RunResult:
-    """What a run did. `changed` counts operations that changed something."""
+    """What a run did. `changed` counts operations that changed something.
+
+    `looked`: what steps that only look have found (see `execute`), as far as they were asked and answered.
+    """
 
     operations: list[OperationResult] = field(default_factory=list)
+    looked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def changed(self) -> int:
@@ -111,18 +116,30 @@ def preview(session: Session, deploy: Callable[..., Any], **arguments: Any) -> R
     """What a deploy would change: a good guess, since later operations depend on earlier ones."""
     result = RunResult()
     with prepared(session, deploy, **arguments) as order:
-        for op_hash, changes in zip(order, _changes(session, order), strict=True):
+        for op_hash, changes in zip(order, _changes(session, order, {})[0], strict=True):
             result.operations.append(OperationResult(_name(session, op_hash), changes))
     return result
 
 
-def execute(session: Session, deploy: Callable[..., Any], listen: Listen, **arguments: Any) -> RunResult:
-    """Run a deploy. Raises RunError that carries the failing operation's own message."""
+def execute(
+    session: Session,
+    deploy: Callable[..., Any],
+    listen: Listen,
+    look: dict[str, dict[str, Any]] | None = None,
+    **arguments: Any,
+) -> RunResult:
+    """Run a deploy. Raises RunError that carries the failing operation's own message.
+
+    `look`: steps that only look, and their specifications. Where nothing is to change they have looked when the deploy
+    did, by the same command; else whoever wants to know asks afterwards.
+    """
     result = RunResult()
     with prepared(session, deploy, **arguments) as order:
         names = {op_hash: _name(session, op_hash) for op_hash in order}
-        if not any(_changes(session, order)):
+        changes, looked = _changes(session, order, look or {})
+        if not any(changes):
             result.operations = [OperationResult(name, False) for name in names.values()]
+            result.looked = looked
             return result
         session.on_event = listen
         carry.configure(lambda text: listen({"event": "progress", "what": text, "done": 0}), arguments["plan"].mirror)
@@ -152,11 +169,20 @@ def _meta(session: Session, op_hash: str) -> Any:
     return session.state.ops[session.host][op_hash].operation_meta
 
 
-def _changes(session: Session, order: list[str]) -> list[bool]:
-    """Whether each operation would change something now."""
+def _changes(
+    session: Session, order: list[str], look: dict[str, dict[str, Any]]
+) -> tuple[list[bool], dict[str, dict[str, Any]]]:
+    """Whether each operation would change something now; and what the steps of `look` answer."""
     operations = [session.state.ops[session.host][op_hash].command_generator for op_hash in order]
-    with ctx_state.use(session.state), ctx_host.use(session.host), ahead.gather(operations):
-        return [bool(_meta(session, op_hash).will_change) for op_hash in order]
+    steps = {name: {"runner": session.layout_runner, "step": name, "spec": spec} for name, spec in look.items()}
+    with (
+        ctx_state.use(session.state),
+        ctx_host.use(session.host),
+        ahead.gather(operations, steps.values()),
+    ):
+        answers = {name: ahead.ask(StepState, **asked) for name, asked in steps.items()}
+        changes = [bool(_meta(session, op_hash).will_change) for op_hash in order]
+    return changes, {name: answer["data"] for name, answer in answers.items() if answer["data"]}
 
 
 def _collect(session: Session, names: dict[str, str], result: RunResult) -> None:

@@ -10,24 +10,55 @@ from pyinfra.api.facts import FactBase
 
 from .session import step_command
 
-# with $OWNSTACK_WRITTEN, a record of `files.sha256` (see runner/files.py): was this content ever written by us?
+# one program for all of a kind: a few for each path would take longer than everything else that a run looks at.
+# With $OWNSTACK_WRITTEN, a record of `files.sha256` (see runner/files.py): was this content ever written by us?
 PATHS_SCRIPT = r"""
-ours() {
-  [ -n "$OWNSTACK_WRITTEN" ] && [ -f "$OWNSTACK_WRITTEN" ] || return 0
-  p="$1" h="$2" awk '
-    substr($0, 67) != ENVIRON["p"] { next }
-    /^-/ { seen = 0; same = 0; next }
-    { seen = 1; if (substr($0, 1, 64) == ENVIRON["h"]) same = 1 }
-    END { if (seen) print same ? "ours" : "edited" }' "$OWNSTACK_WRITTEN"
-}
+n=$# kinds= states= sums=
 for p in "$@"; do
-  if [ -L "$p" ]; then printf 'link\t%s\t\t\t\n' "$(readlink "$p")"
-  elif [ -d "$p" ]; then printf 'directory\t%s\t\n' "$(stat -c '%a	%U	%G' "$p")"
-  elif [ -f "$p" ]; then
-    h=$(sha256sum < "$p" | cut -c1-64)
-    printf 'file\t%s\t%s\t%s\n' "$(stat -c '%a	%U	%G' "$p")" "$h" "$(ours "$p" "$h")"
-  else printf 'none\t\t\t\t\n'; fi
+  if [ -L "$p" ]; then k="link	$(readlink "$p")"
+  elif [ -d "$p" ]; then k=directory; set -- "$@" "$p"
+  elif [ -f "$p" ]; then if [ -r "$p" ]; then k=file; else k=closed; fi; set -- "$@" "$p"
+  else k=none; fi
+  kinds="$kinds$k
+"
 done
+shift "$n"
+[ $# = 0 ] || states=$(stat -c '%a	%U	%G' -- "$@")
+n=$#
+for p in "$@"; do if [ -f "$p" ] && [ -r "$p" ]; then set -- "$@" "$p"; fi; done
+shift "$n"
+[ $# = 0 ] || sums=$(sha256sum -- "$@")
+export kinds states sums
+LC_ALL=C exec awk '
+BEGIN {
+  many = split(ENVIRON["kinds"], kind, "\n") - 1
+  stated = split(ENVIRON["states"], state, "\n")
+  summed = split(ENVIRON["sums"], sum, "\n")
+  for (i = 1; i <= summed; i++) {
+    sub(/^\\/, "", sum[i])
+    sum[i] = substr(sum[i], 1, 64)
+    asked[ARGV[i]] = 1
+  }
+  record = ENVIRON["OWNSTACK_WRITTEN"]
+  while (record != "" && (getline line < record) > 0) {
+    path = substr(line, 67)
+    if (!(path in asked)) continue
+    if (line ~ /^-/) { age[path]++; seen[path] = 0 }
+    else { seen[path] = 1; written[path, age[path] + 0, substr(line, 1, 64)] = 1 }
+  }
+  for (i = 1; i <= many; i++) {
+    if (kind[i] ~ /^link/) print kind[i] "\t\t\t"
+    else if (kind[i] == "none") print "none\t\t\t\t"
+    else if (kind[i] == "directory") print "directory\t" state[++s] "\t"
+    else if (kind[i] == "closed") print "file\t" state[++s] "\t\t"
+    else {
+      path = ARGV[++f]
+      whose = seen[path] ? ((path, age[path] + 0, sum[f]) in written ? "ours" : "edited") : ""
+      print "file\t" state[++s] "\t" sum[f] "\t" whose
+    }
+  }
+  exit s + 0 != stated || f + 0 != summed
+}' "$@"
 """
 
 

@@ -15,19 +15,29 @@ from ..hardware.report import HardwareReport
 from ..plan import Layout
 from ..settings import Settings
 from ..state import BoxState, SourceReport
-from .session import Session
+from .session import Session, read_result, step_command
 
 MODEL_REGISTRY = "registry.ollama.ai"
 
-# python where there is one, else curl or wget; each host in the background, five seconds at most
+# python where there is one, else curl or wget; all hosts at once, five seconds at most
 ASK = r"""
+command -v python3 >/dev/null 2>&1 && exec python3 -c '
+import sys, threading, urllib.error, urllib.request
+def ask(host):
+    try:
+        urllib.request.urlopen(urllib.request.Request(host, method="HEAD"), timeout=5)
+        reason = ""
+    except urllib.error.HTTPError:
+        reason = ""
+    except Exception as error:
+        why = getattr(error, "reason", error)
+        reason = str(getattr(why, "strerror", "") or why or "no answer")
+    sys.stdout.write(host + "\t" + " ".join(reason.split()) + "\n")
+for host in sys.argv[1:]:
+    threading.Thread(target=ask, args=(host,)).start()
+' "$@"
 ask() {
-  if command -v python3 >/dev/null 2>&1; then
-    python3 -c 'import sys, urllib.request, urllib.error
-try: urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeout=5)
-except urllib.error.HTTPError: pass
-except Exception as e: r = getattr(e, "reason", e); print(getattr(r, "strerror", "") or r or "no answer")' "$1"
-  elif command -v curl >/dev/null 2>&1; then
+  if command -v curl >/dev/null 2>&1; then
     curl -sS -m 5 -o /dev/null -I "$1" 2>&1 | head -n 1
   elif command -v wget >/dev/null 2>&1; then
     wget -q -T 5 -t 1 --spider "$1" 2>&1 || [ $? = 8 ] || echo "no answer"
@@ -98,6 +108,20 @@ def read_existing(session: Session, url: str) -> dict[str, Any]:
 
 def read_state(session: Session, layout: Layout) -> BoxState:
     """What the box records of itself; the empty state where none stands."""
+    runner = f"{layout.current('base')}/runner"
+    step = step_command(runner, "box.state", state_spec(layout))
+    rc, out, err = session.command(StringCommand("[ -x", QuoteString(runner), "] || exit 3;", step), timeout=None)
+    if rc != 3:
+        session.layout_runner = runner
+        try:
+            data = read_result("box.state", rc, out, err)["data"]
+        except RunError as error:
+            if error.code != RunError.code:
+                raise
+            data = {}  # it gave no answer at all: a damaged runner, which `up` brings anew
+        if data.get("manifest"):
+            names = ("manifest", "releases", "services", "work", "unfinished", "holder", "recovered", "edited")
+            return BoxState(**{name: data[name] for name in names if name in data})
     rc, out, _ = session.command(StringCommand("cat", QuoteString(layout.manifest)))
     if rc != 0:
         return BoxState()
@@ -108,18 +132,7 @@ def read_state(session: Session, layout: Layout) -> BoxState:
             f"{layout.manifest} on {session.target} is damaged: {error}",
             hint="move it aside and run `ownstack up`: data and secrets are kept",
         ) from error
-    rc, _, _ = session.command(StringCommand("test", "-x", QuoteString(layout.current("base") + "/runner")))
-    if rc != 0:
-        return BoxState(manifest={**manifest, "plan": None} if not manifest.get("plan") else manifest)
-    session.layout_runner = f"{layout.current('base')}/runner"
-    try:
-        data = session.step("box.state", state_spec(layout))
-    except RunError as error:
-        if error.code != RunError.code:
-            raise
-        return BoxState(manifest=manifest)  # it gave no answer at all: a damaged runner, which `up` brings anew
-    names = ("manifest", "releases", "services", "work", "unfinished", "holder", "recovered", "edited")
-    return BoxState(**{name: data[name] for name in names if name in data})
+    return BoxState(manifest={"plan": None, **manifest})
 
 
 def state_spec(layout: Layout) -> dict[str, Any]:

@@ -141,12 +141,13 @@ def manifest_values(plan: Plan) -> dict[str, Any]:
     )
     services = [
         {
-            **units.service_spec(plan, service, role.files(plan)),
+            **units.service_spec(plan, service, files),
             "role": role.name,
             "ports": list(service.ports),
             "network": service.network,
         }
         for role in roles_of(plan)
+        for files in [role.files(plan)]
         for service in role.services(plan)
     ]
     return {

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from paramiko import SSHException
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import disconnect_all
 from pyinfra.api.exceptions import ConnectError, PyinfraError
-from pyinfra.api.inventory import Inventory
 from pyinfra.api.output import set_echo
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_state
 
 from ..errors import RunError, UnreachableError
+from .inventory import connector_for, inventory_of
+from .lean import SSHException
 
 if TYPE_CHECKING:
     from ..plan import Layout
@@ -108,7 +108,7 @@ class Session:
                 data["ssh_config_file"] = target.ssh_config
         self._data = data
         name = "@local" if target.local else target.hostname
-        inventory = Inventory(([(name, data)], {}))  # type: ignore[no-untyped-call]
+        inventory = inventory_of(connector_for(target.local), name, data)
         self.config = Config(CONNECT_TIMEOUT=10)  # type: ignore[no-untyped-call]
         self.state = State(inventory, self.config)
         self.host = next(iter(inventory))
@@ -149,7 +149,7 @@ class Session:
         """A fresh State over the same connection, for another deploy."""
         connector, data = self.host.connector, self.host.connector_data
         name = self.host.name
-        self.state = State(Inventory(([(name, self._data)], {})), self.config)  # type: ignore[no-untyped-call]
+        self.state = State(inventory_of(type(connector), name, self._data), self.config)
         self.host = next(iter(self.state.inventory))
         self.host.connector, self.host.connector_data = connector, data
         connector.state, connector.host = self.state, self.host
@@ -202,7 +202,7 @@ class Session:
         self._put_plain(script.encode(), f"{self._askpass}/ask", "700")
         self.config.SUDO_PASSWORD = PLACEHOLDER
         # both keys under which pyinfra looks for an askpass program it made before
-        folder = self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
+        folder = self.host.get_temp_dir_config()
         for key in ("sudo_askpass_path", f"sudo_askpass_path__{folder}"):
             self.host.connector_data[key] = f"{self._askpass}/ask"
 

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from .. import runner
 
-START = b"import sys\nfrom ownstack_runner.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
-
 
 @cache
 def runner_zipapp() -> bytes:
     """A zip of the runner's modules with an entry point, with fixed times and order."""
     folder = Path(runner.__path__[0])
-    files = {"__main__.py": START}
+    files = {"__main__.py": (folder / "start.py").read_bytes()}
     files |= {f"ownstack_runner/{path.name}": path.read_bytes() for path in sorted(folder.glob("*.py"))}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:

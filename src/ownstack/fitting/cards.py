@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Card:
     source: str
 
 
+@functools.cache
 def normal(name: str) -> str:
     """A card's name without vendor and decoration, for comparing."""
     text = name.lower().replace("laptop gpu", "laptop").replace("mobile", "laptop").replace("-", " ")

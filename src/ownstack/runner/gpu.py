@@ -22,7 +22,7 @@ from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
 from .files import with_besides
 from .http import wait_ready
-from .managers import call, manager
+from .managers import call, manager, shown
 
 Finding = dict[str, Any]
 DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/renderD", "/dev/dxg")
@@ -422,10 +422,9 @@ def arm(spec: Spec, emit: Emit) -> Result:
         return {"changed": not right}
     ctl = ["systemctl", "--user"] if spec["manager"] == "systemd-user" else ["systemctl"]
     timer = spec["units"][0]
-    enabled = [call([*ctl, "is-enabled", unit], check=False).strip() == "enabled" for unit in spec["units"]]
-    active = call([*ctl, "is-active", timer], check=False).strip() == "active"
-    stale = call([*ctl, "show", "-p", "NeedDaemonReload", "--value", timer], check=False).strip() == "yes"
-    right = all(enabled) and active and not stale
+    now = shown(ctl, spec["units"], "UnitFileState", "ActiveState", "NeedDaemonReload")
+    enabled = len(now) == len(spec["units"]) and all(unit.get("UnitFileState") == "enabled" for unit in now)
+    right = enabled and now[0].get("ActiveState") == "active" and now[0].get("NeedDaemonReload") != "yes"
     if not right and not spec.get("dry"):
         call([*ctl, "daemon-reload"])
         call([*ctl, "enable", "--quiet", *spec["units"]])

@@ -29,6 +29,13 @@ def call(command: list[str], check: bool = True, env: dict[str, str] | None = No
     return done.stdout
 
 
+def shown(ctl: list[str], units: list[str], *names: str) -> list[Run]:
+    """Properties of units by their full names, in the order asked. `ctl`: systemctl and how it is called."""
+    text = call([*ctl, "show", "-p", ",".join(names), "--", *units], check=False)
+    blocks = [block for block in text.strip().split("\n\n") if block]
+    return [dict(line.partition("=")[::2] for line in block.splitlines()) for block in blocks]
+
+
 class Systemd:
     """The system's manager, or with `user` the one of the account that runs this."""
 
@@ -37,17 +44,11 @@ class Systemd:
         if user:
             os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
 
-    def _show(self, units: list[str], *names: str) -> list[Run]:
-        text = call([*self.ctl, "show", "-p", ",".join(names), "--", *[f"{u}.service" for u in units]], check=False)
-        blocks = [block for block in text.strip().split("\n\n") if block]
-        return [dict(line.partition("=")[::2] for line in block.splitlines()) for block in blocks]
-
     def status(self, units: list[str]) -> list[dict[str, Any]]:
         if not units:
             return []
-        found = self._show(
-            units, "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "NeedDaemonReload"
-        )
+        names = ("ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "NeedDaemonReload")
+        found = shown(self.ctl, [f"{u}.service" for u in units], *names)
         return [
             {
                 "active": item.get("ActiveState") == "active",

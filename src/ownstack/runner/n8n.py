@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.cookiejar
 import json
 import os
 import pwd
@@ -82,6 +81,8 @@ class Site:
     """n8n's own web interface, signed in as a person is: by cookie."""
 
     def __init__(self, url: str) -> None:
+        import http.cookiejar  # takes longer than the dry run of a step, which signs nobody in
+
         self.url = url.rstrip("/")
         jar = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), jar)

@@ -16,10 +16,10 @@ def _left(spec: Spec) -> list[dict[str, Any]]:
     names = api.listed(spec["url"])
     found = []
     for tag, noted in sorted(read_json(spec["record"], {}).items()):
-        if noted.get("yours"):
+        if noted.get("yours") or api.parse(tag).short in keep:
             continue
         now = api.state(spec["url"], tag, names)
-        if api.parse(tag).short in keep or now is None or now["blob"] != noted["blob"]:
+        if now is None or now["blob"] != noted["blob"]:
             continue
         found.append({"model": tag, "bytes": now.get("size", 0)})
     return found

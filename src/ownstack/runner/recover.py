@@ -13,7 +13,7 @@ from typing import Any
 from . import restore, snapshots
 from .core import Emit, Result, Spec, StepError
 from .journal import holder, note
-from .managers import call
+from .managers import call, shown
 
 # name in the specification -> puts right what is pending and says what it did; "" where nothing was
 RECOVERERS: dict[str, Callable[[Spec, Emit], str]] = {
@@ -53,9 +53,8 @@ def arm(spec: Spec, emit: Emit) -> Result:
     ctl = ["systemctl", "--user"] if spec["manager"] == "systemd-user" else ["systemctl"]
     if len(ctl) > 1:
         os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
-    enabled = call([*ctl, "is-enabled", spec["unit"]], check=False).strip()
-    stale = call([*ctl, "show", "-p", "NeedDaemonReload", "--value", spec["unit"]], check=False).strip()
-    right = (enabled, stale) == ("enabled", "no")
+    now = shown(ctl, [spec["unit"]], "UnitFileState", "NeedDaemonReload")
+    right = now == [{"UnitFileState": "enabled", "NeedDaemonReload": "no"}]
     if not right and not spec.get("dry"):
         call([*ctl, "daemon-reload"])
         call([*ctl, "enable", "--quiet", spec["unit"]])

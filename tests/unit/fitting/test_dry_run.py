@@ -1,6 +1,7 @@
 """What is predicted for a machine without a GPU, against the whole MiB of Debian testing's `llama-fit-params`.
 
-A new engine that changes the law shows here first. Only headers are written; the engine loads nothing.
+A new engine that changes the law shows here first. Only headers are written; the engine loads nothing. The whole
+catalogue is in tests/e2e/test_fit_catalogue.py.
 """
 
 from __future__ import annotations
@@ -78,12 +79,6 @@ def check(root: Path, folder: Path, tag: str, s: Settings) -> None:
 @pytest.mark.parametrize("tag", families())
 def test_every_family_to_the_whole_mib(root: Path, tmp_path: Path, tag: str, settings: str) -> None:
     check(root, tmp_path, tag, SETTINGS[settings])
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("tag", sorted(tables()))
-def test_the_whole_catalogue_to_the_whole_mib(root: Path, tmp_path: Path, tag: str) -> None:
-    check(root, tmp_path, tag, Settings(context=8192, backend="cpu", all_outputs=True))
 
 
 def test_the_tables_are_the_catalogues() -> None:
