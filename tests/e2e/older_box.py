@@ -14,7 +14,8 @@ import pytest
 
 from ownstack.kit import activate
 from ownstack.plan import Plan
-from tests.e2e.test_backup import account_data, found_again, hook, qdrant
+from tests.e2e.test_backup import account_data, found_again, qdrant
+from tests.e2e.test_backup import works as answers
 from tests.e2e.test_open_webui import sign_in
 from tests.hosts import Host, Network, Options, older, watching
 from tests.hosts.kit import Ownstack, wait_ready
@@ -122,7 +123,7 @@ def works(box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any]) -> li
         missing.append("sign-in")
     if not found_again(box, plan, ownstack, data["base"]):
         missing.append("document")
-    if not hook(box, plan).endswith(" 200"):
+    if not answers(box, plan, True):
         missing.append("webhook")
     return missing
 
