@@ -12,6 +12,8 @@ from roles import ExtraAccount, Role
 NAME = "models"
 # what people wait for is pulled while a small model answers; all else is there before `up` ends
 BACKGROUND = ("chat", "code", "vision", "task")
+# tokens of an answer of a small model that came with the kit: it does not always find an end by itself
+LONGEST = 512
 
 
 def record(plan: Plan) -> str:
@@ -50,6 +52,7 @@ def create_spec(plan: Plan, model: ModelChoice, file: str) -> dict[str, Any]:
         "tag": model.tag,
         "file": file,
         "sha256": sha256(artifact),
+        **({"longest": LONGEST} if model.use != "embedding" and not plan.engine_existing else {}),
         **_written(plan, model),
     }
 

@@ -23,6 +23,7 @@ from ownstack.data import load_artifacts
 from ownstack.engine.carry import obtain
 from ownstack.engine.zipapp import runner_zipapp
 from ownstack.plan import ChosenArtifact
+from ownstack.runner import ollama_api as api
 from ownstack.runner.ollama_engine import free_port
 from ownstack.runner.unpack import unpack
 from tests.hosts.registry import Registry
@@ -169,6 +170,14 @@ def test_chat_model_answers_with_the_context_written_in(box: Box) -> None:
     # the log still holds the earlier load; where it does not, the model is loaded once more
     gone = box.step("ollama.measure", model="smollm2:135m", **{**log, "unit": "no-such-log"})["data"]
     assert gone["buffers"] == {}
+
+
+def test_an_answer_of_a_model_that_finds_no_end_has_one(box: Box) -> None:
+    create(box, box.chat, "curt:1", sha256(box.chat), 1024, longest=5)
+    body = {"model": "curt:1", "stream": False, "messages": [{"role": "user", "content": "Tell me a long story."}]}
+    answer = api.ask(box.url, "/api/chat", body, "asking")
+    assert 0 < answer["eval_count"] <= 5
+    api.delete(box.url, "curt:1")
 
 
 def test_context_is_what_the_engine_uses_whoever_asks(box: Box) -> None:

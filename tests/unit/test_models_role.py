@@ -95,6 +95,7 @@ def test_the_bootstrap_model_lets_the_chat_model_come_later() -> None:
 def test_a_model_from_a_file_is_known_by_its_weights() -> None:
     assert create_spec(plan(), BOOTSTRAP, "/w/x.gguf") == {
         "url": "http://127.0.0.1:11434", "tag": "smollm2:135m", "file": "/w/x.gguf", "sha256": WEIGHTS, "num_ctx": 8192,
+        "longest": 512,
     }  # fmt: skip
     wanted = {model["tag"]: model for model in ensure_spec(plan())["models"]}
     assert wanted["smollm2:135m"]["sha256"] == WEIGHTS

@@ -20,8 +20,8 @@ LOG_LINES = "40000"
 def create(spec: Spec, emit: Emit) -> Result:
     """Make a model from a GGUF file, with its context length written into it.
 
-    spec: url, tag, file, sha256, num_ctx (0: none written in), template and system (optional),
-      may_add and may_replace (both true unless the engine is not ours).
+    spec: url, tag, file, sha256, num_ctx (0: none written in), longest (tokens of an answer; 0 or left out: no limit),
+      template and system (optional), may_add and may_replace (both true unless the engine is not ours).
     """
     wanted = f"sha256:{spec['sha256']}"
     context = int(spec.get("num_ctx", 0))
@@ -42,8 +42,8 @@ def create(spec: Spec, emit: Emit) -> Result:
         api.upload(spec["url"], spec["file"], wanted)
         files = {os.path.basename(spec["file"]): wanted}
         body: dict[str, Any] = {"model": spec["tag"], "files": files, "stream": False}
-        if context:
-            body["parameters"] = {"num_ctx": context}
+        written = {"num_ctx": context, "num_predict": int(spec.get("longest", 0))}
+        body["parameters"] = {name: value for name, value in written.items() if value}
         body.update({key: spec[key] for key in ("template", "system") if spec.get(key)})
         api.ask(spec["url"], "/api/create", body, f"making the model {spec['tag']}", timeout=1800)
     made = api.state(spec["url"], spec["tag"])
