@@ -29,16 +29,20 @@ SAMPLE = 4
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[results.Matrix]:
+def pages() -> Iterator[dict[str, results.Matrix]]:
+    """A page for each kind of run."""
     about = (
         "`up` is killed (SIGKILL) when a step of the journal begins, one after the other on the same box, or the whole "
         f"host is stopped then; the number counts steps of the same name. {cut_off.sampled()} "
         "After the last one `up` runs once more: it converges, verifies, and what is "
         "the owner's is as it was. `tests/e2e/test_kill_matrix.py`."
     )
-    columns = ("run", "step", "by", "the journal's last line")
-    with results.matrix("kills", "Kill -9 at every step", about, columns) as made:
-        yield made
+    columns = ("step", "by", "the journal's last line")
+    with (
+        results.matrix("kills-install", "Kill -9 at every step of an install", about, columns) as install,
+        results.matrix("kills-models", "Kill -9 at every step of a change of models", about, columns) as models,
+    ):
+        yield {"install": install, "change of models": models}
 
 
 def steps(box: Host, run: str = "up") -> list[str]:
@@ -57,8 +61,9 @@ def last(box: Host) -> dict[str, Any]:
 
 
 def through(
-    box: Host, ownstack: Ownstack, points: list[str], words: list[str], page: results.Matrix, run: str, by: str
-) -> None:
+    box: Host, ownstack: Ownstack, points: list[str], words: list[str], pages: dict[str, results.Matrix], run: str,
+    by: str,
+) -> None:  # fmt: skip
     """Kill a run at each of the points, further on each time.
 
     A run that goes on where one was cut off may leave out what that one has done: it counts its own steps.
@@ -73,13 +78,13 @@ def through(
         assert (event["event"], event["step"]) == ("begin", point.partition(" ")[2])
         if by != "kill -9":
             box.crash()
-        page.add(run, point, by, event["step"])
+        pages[run].add(point, by, event["step"])
         print(f"cut off at {point!r} by {by}: {time.monotonic() - began:.1f} s")
 
 
 @pytest.mark.parametrize("by", cut_off.BY)
 def test_at_every_step_of_an_install(
-    by: str, network: Network, debian12: Provisioned, mirror: Mirror, page: results.Matrix
+    by: str, network: Network, debian12: Provisioned, mirror: Mirror, pages: dict[str, results.Matrix]
 ) -> None:
     with debian12.clone(network, "kills") as box:
         ownstack = mirror.ownstack(box)
@@ -89,7 +94,7 @@ def test_at_every_step_of_an_install(
         qdrant(box, "PUT", "/collections/mine/points?wait=true", POINT)
         before = owners(box, ownstack)
         ownstack("down", "--yes")
-        through(box, ownstack, names, ["up", "--yes", "--no-verify"], page, "install", by)
+        through(box, ownstack, names, ["up", "--yes", "--no-verify"], pages, "install", by)
         done = ownstack.json("up", "--yes")
         assert [check for check in done["verify"]["checks"] if check["status"] != "ok"] == []
         assert owners(box, ownstack) == before
@@ -107,14 +112,19 @@ def changing(network: Network, debian12: Provisioned, mirror: Mirror) -> list[st
 
 @pytest.mark.parametrize("by", cut_off.BY)
 def test_at_every_step_of_a_change_of_models(
-    by: str, network: Network, debian12: Provisioned, mirror: Mirror, changing: list[str], page: results.Matrix
+    by: str,
+    network: Network,
+    debian12: Provisioned,
+    mirror: Mirror,
+    changing: list[str],
+    pages: dict[str, results.Matrix],
 ) -> None:
     with debian12.clone(network, "kills-models") as box:
         ownstack = mirror.ownstack(box)
         qdrant(box, "PUT", "/collections/mine", MINE)
         qdrant(box, "PUT", "/collections/mine/points?wait=true", POINT)
         before = owners(box, ownstack)
-        through(box, ownstack, changing, CHANGE, page, "change of models", by)
+        through(box, ownstack, changing, CHANGE, pages, "change of models", by)
         done = ownstack.json("up", "--yes", "--pin", f"chat={SMALL}")
         assert done["verify"]["ok"], [check for check in done["verify"]["checks"] if check["status"] != "ok"]
         after = owners(box, ownstack)
