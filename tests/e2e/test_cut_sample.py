@@ -1,7 +1,7 @@
 """The sample that each run makes of the matrices: a change of models and an upgrade, cut off at seeded steps.
 
 All on one clone, one after the other; each time one further `up` converges and nothing is lost. The service that is
-upgraded is Qdrant, whose archive the lab also offers under the next patch's number. Installs are in
+upgraded is Qdrant, which the lab also offers under the next patch's number. Installs are in
 test_interrupted.py, restores in test_backup.py and test_held.py.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack, own_vectors
 
 SAMPLE = 2
-NEXT = "1.16.4"
+NOW, NEXT = "1.16.3", "1.16.4"
 UPGRADE = ("upgrade", "qdrant", "--yes")
 
 
@@ -43,11 +44,19 @@ def ownstack(box: Host, mirror: Mirror) -> Ownstack:
     return mirror.ownstack(box)
 
 
+def says_next(tree: Path) -> None:
+    """The program says that it is the next one, in its file and in all that it writes."""
+    program = tree / "qdrant"
+    content = program.read_bytes()
+    assert content.count(NOW.encode())
+    program.write_bytes(content.replace(NOW.encode(), NEXT.encode()))
+
+
 @pytest.fixture(scope="module")
 def newer(box: Host, ownstack: Ownstack, mirror: Mirror, tmp_path_factory: pytest.TempPathFactory) -> Ownstack:
     """The command of a kit that names the next Qdrant."""
     case = Case(box, mirror.lab, tmp_path_factory.mktemp("newer"), mirror.lab.kit)
-    case.archive("qdrant", NEXT, lambda tree: None)
+    case.archive("qdrant", NEXT, says_next)
     return replace(ownstack, variables={"OWNSTACK_KIT": str(case.kit)})
 
 
@@ -90,13 +99,13 @@ def test_an_upgrade_and_its_rollback_keep_everything(
     box: Host, newer: Ownstack, before_upgrade: State, points: list[str]
 ) -> None:
     plan = plan_of(box)
-    old = release(plan)
+    assert release(plan) == NOW
     before_upgrade.update(state(box, plan))
     points += [one for one in cut_off.whole(newer, box.folder / "told", *UPGRADE) if cut_off.is_step(one)]
     assert release(plan_of(box)) == NEXT
     assert differing(before_upgrade, state(box, plan)) == set()
     newer("rollback", "qdrant", "--yes")
-    assert release(plan_of(box)) == old
+    assert release(plan_of(box)) == NOW
     assert differing(before_upgrade, state(box, plan)) == set()
 
 
