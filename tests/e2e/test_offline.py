@@ -93,6 +93,8 @@ def hooks(box: Host) -> list[str]:
 
 def test_up_changes_nothing_and_restarts_nothing(box: Host, ownstack: Ownstack) -> None:
     before = processes(box)
-    done = ownstack("up", "--yes", "--no-verify", "--json", check=False)
+    done = json.loads(ownstack("up", "--yes", "--no-verify", "--json", check=False).stdout)["data"]
     assert processes(box) == before
-    assert json.loads(done.stdout)["data"]["changed"] == 0
+    changed = {op["name"] for op in done["operations"] if op["changed"]}
+    # each lane has a mirror with an address of its own, which is recorded
+    assert changed <= {"Base: record the plan", "Base: record that it is done"}
