@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ownstack.plan import Plan
+from tests import results
 from tests.e2e.conftest import Mirror
 from tests.hosts import Host, Network, Options, lab
 from tests.hosts.commands import cache
@@ -238,7 +240,8 @@ def page(found: dict[str, list[float]], busy: str) -> str:
              for what, key in models]  # fmt: skip
     five = middle["five at once"] / middle["one of five"]
     parts = {"rows": "\n".join(lines), "chats": "\n".join(asked), "five": five}
-    return HEAD.format(busy=busy, times=TIMES, blocks=BLOCKS, **parts)
+    today = datetime.datetime.now(datetime.UTC).date()
+    return HEAD.format(busy=busy, times=TIMES, blocks=BLOCKS, today=today, commit=results.commit(), **parts)
 
 
 HEAD = """# Performance
@@ -247,6 +250,8 @@ HEAD = """# Performance
 
 Measured on a test host (Debian 12 under systemd-nspawn, all four services running) of a machine with two cores; the
 median and the span of {times} runs. {busy} Figures of a busy machine are too high.
+
+Measured on {today} at commit {commit}.
 
 | what | median | span | goal |
 | --- | --- | --- | --- |
