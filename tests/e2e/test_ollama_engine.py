@@ -174,8 +174,8 @@ def test_chat_model_answers_with_the_context_written_in(box: Box) -> None:
 
 def test_an_answer_of_a_model_that_finds_no_end_has_one(box: Box) -> None:
     create(box, box.chat, "curt:1", sha256(box.chat), 1024, longest=5)
-    body = {"model": "curt:1", "stream": False, "messages": [{"role": "user", "content": "Tell me a long story."}]}
-    answer = api.ask(box.url, "/api/chat", body, "asking")
+    asked = [{"role": "user", "content": "Tell me a long story."}]
+    answer = api.ask(box.url, "/api/chat", {"model": "curt:1", "stream": False, "keep_alive": 0, "messages": asked})
     assert 0 < answer["eval_count"] <= 5
     api.delete(box.url, "curt:1")
 
