@@ -270,9 +270,9 @@ the tokens a second, and the first words 50 ms later.
 | --- | --- | --- | --- | --- |
 {chats}
 
-Open WebUI takes about as much processor time for a token of any model. So on a busy machine it shows with the first model
-most, which is many times quicker than those that people chat with. The second one is as slow as such a model, and answers
-like the first one: it has {blocks} times the blocks, of which the further ones add nothing.
+Open WebUI takes about as much processor time for a token of any model. So on a busy machine it shows with the first
+model most, which is many times quicker than those that people chat with. The second one is as slow as such a model,
+and answers like the first one: it has {blocks} times the blocks, of which the further ones add nothing.
 
 ## Compose, on paper
 
