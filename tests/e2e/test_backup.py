@@ -154,10 +154,10 @@ def counts(box: Host, plan: Plan) -> dict[str, int]:
 def flow(box: Host, plan: Plan, method: str, path: str, body: Any = None) -> Any:
     """n8n's own interface, as its owner uses it."""
     key = "-H \"X-N8N-API-KEY: $(cat /etc/ownstack/secrets/n8n_api_key)\" -H 'content-type: application/json'"
-    text = box.run(
-        f"curl -sS --fail-with-body -X {method} {key} -d @- {n8n.url(plan)}/api/v1{path}", data=json.dumps(body or {})
-    ).stdout
-    return json.loads(text) if text else None
+    again = "--retry 20 --retry-delay 1 --retry-all-errors" if method == "DELETE" else ""  # what it still unpublishes
+    ask = f"curl -sS --fail-with-body {again} -X {method} {key} -d @- {n8n.url(plan)}/api/v1{path}"
+    text = box.run(ask, data=json.dumps(body or {})).stdout
+    return json.loads(text) if text and not again else None
 
 
 def hook(box: Host, plan: Plan) -> str:
