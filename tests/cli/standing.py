@@ -8,12 +8,14 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ownstack.cli
 from ownstack.cli.site import Site
+from ownstack.engine import carry, preflight
 from ownstack.hardware.report import HardwareReport
 from ownstack.runner.__main__ import find
 from ownstack.settings import Settings
@@ -74,3 +76,19 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Box:
         if hasattr(loaded, "open_site"):
             monkeypatch.setattr(loaded, "open_site", box.open)
     return box
+
+
+def carried(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let every artefact that this machine carries to the box be there."""
+    file = folder / "artefact"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, box: Box, role: str) -> None:
+    """An upgrade of a role was cut off on this box; what puts it back finds the box as it was before."""
+    about = {"role": role, "kind": "upgrade", "from": {role: "1"}, "to": {role: "2"}}
+    before = box.state
+    box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
+    monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
+    monkeypatch.setitem(ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from ownstack.cli import restore, run
-from ownstack.engine import carry
 from ownstack.errors import RunError
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
@@ -34,9 +33,7 @@ MADE = {"file": "/mnt/b.tar", "bytes": 2**20, "holds": {"chats": 3}, "removed": 
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     found = standing.stand(monkeypatch)
-    file = tmp_path / "artefact"
-    file.write_bytes(b"x")
-    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    standing.carried(monkeypatch, tmp_path)
     monkeypatch.setitem(standing.ANSWERS, "backup.make_outliving", MADE)
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", ABOUT)
     monkeypatch.setitem(standing.ANSWERS, "backup.find", {"file": "/mnt/b.tar"})
@@ -466,13 +463,7 @@ def test_an_upgrade_that_was_cut_off_ends_before_anything_else_is_changed(
     words: list[str], step: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next `up` would put back what the upgrade had copied, and what came meanwhile were gone."""
-    from ownstack.engine import preflight
-
-    about = {"role": "n8n", "kind": "upgrade", "from": {"n8n": "1"}, "to": {"n8n": "2"}}
-    before = box.state
-    box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
-    monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
-    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
+    standing.cut_off(monkeypatch, box, "n8n")
     monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": True})
     monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
     more = [word] if words[-1] == "--passphrase-file" else []

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
-from ownstack.engine import carry
 from ownstack.verify.check import Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
@@ -26,9 +25,7 @@ FOUND: dict[str, Any] = {
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     found = standing.stand(monkeypatch)
-    file = tmp_path / "artefact"
-    file.write_bytes(b"x")
-    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    standing.carried(monkeypatch, tmp_path)
     monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": True})
     monkeypatch.setitem(standing.ANSWERS, "imports.stage", FOUND)
     monkeypatch.setitem(standing.ANSWERS, "imports.compare", {"counts": {"chat": 3}})

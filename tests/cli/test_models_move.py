@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
-from ownstack.engine import carry
 from ownstack.engine.session import Session
 from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
@@ -28,9 +27,7 @@ FOLDER = {"path": PATH, "service": "ollama", "write": True}
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     found = standing.stand(monkeypatch)
-    file = tmp_path / "artefact"
-    file.write_bytes(b"x")
-    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    standing.carried(monkeypatch, tmp_path)
     monkeypatch.setitem(standing.ANSWERS, "ollama.move", {"held": 9, "bytes": 9, "free": 99})
     monkeypatch.setitem(standing.ANSWERS, "ollama.move_drop", {"bytes": 9})
     return found
@@ -108,13 +105,7 @@ def test_one_that_does_not_pass_leaves_files_and_settings(
 def test_an_upgrade_that_was_cut_off_ends_first(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from ownstack.engine import preflight
-
-    about = {"role": "ollama", "kind": "upgrade", "from": {"ollama": "1"}, "to": {"ollama": "2"}}
-    before = box.state
-    box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
-    monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
-    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
+    standing.cut_off(monkeypatch, box, "ollama")
     config = tmp_path / "ownstack.toml"
     config.write_text('use = "chat"\n')
     assert move(monkeypatch, config, Outcome.ok("fine")) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import reprovision, run
-from ownstack.engine import apply, carry
+from ownstack.engine import apply
 from ownstack.engine.session import Session
 from ownstack.errors import UnsupportedError
 from ownstack.kit import activate
@@ -30,9 +30,7 @@ def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     found = standing.stand(monkeypatch)
     found.state = machines.box(machines.plan("rtx-4070"))
     found.report = machines.report("rtx-4090")
-    file = tmp_path / "artefact"
-    file.write_bytes(b"x")
-    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    standing.carried(monkeypatch, tmp_path)
     return found
 
 

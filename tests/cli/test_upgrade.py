@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
-from ownstack.engine import apply, carry
+from ownstack.engine import apply
 from ownstack.engine.session import Session
 from ownstack.errors import RunError
 from ownstack.kit import activate
@@ -45,9 +45,7 @@ def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     """A box of an earlier lock: Open WebUI, n8n and Ollama are older than what this one has."""
     found = standing.stand(monkeypatch)
     found.state = machines.box(older(machines.plan(), open_webui="0.11.4", n8n="2.40.7", ollama="0.32.15"))
-    file = tmp_path / "artefact"
-    file.write_bytes(b"x")
-    monkeypatch.setattr(carry, "held", lambda artifact: carry.Carried(file, "c" * 64))
+    standing.carried(monkeypatch, tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     for name, answer in (
         ("snapshots.take", TAKEN), ("snapshots.counts", COUNTS), ("snapshots.held", {"snapshots": []}),

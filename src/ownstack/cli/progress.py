@@ -14,6 +14,10 @@ PLAIN_EVERY_S = 20.0
 CLEAR = "\r\x1b[K"
 
 
+def silent(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
 class Progress:
     """Listens to the events of a run; at the end one line a role. Use as a context manager."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError
 from .output import note, size
+from .progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 # checks that a change of models or of the engine can turn red; others tell of something else
 CONCERNED = ("ollama", "models", "open_webui", "n8n", "qdrant")
-
-
-def silent(event: dict[str, Any]) -> None:
-    """Nobody listens."""
 
 
 def earlier_plan(site: Site) -> Plan | None:

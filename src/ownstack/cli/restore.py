@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,19 +269,27 @@ def made(site: Site, listen: Listen) -> Plan:
     return site.recorded_plan()
 
 
+@contextlib.contextmanager
+def looking(path: str) -> Iterator[None]:
+    """What the runner's own code, used on this machine, finds wrong with a folder, as an error of the run."""
+    from ..runner.core import StepError
+
+    try:
+        yield
+    except StepError as error:
+        raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
+
+
 def of_one_box(site: Site, path: str) -> None:
     """Raises RunError where it is a folder with backups of several boxes: before a machine is made into one of them."""
     from pyinfra.api.command import QuoteString, StringCommand
 
     from ..runner.backup import newest
-    from ..runner.core import StepError
 
     rc, out, _ = site.session.command(StringCommand("ls", "-1", "--", QuoteString(path)))
-    try:
+    with looking(path):
         if not newest(out.splitlines() if rc == 0 else []) and os.path.isdir(path):
             newest(os.listdir(path))
-    except StepError as error:
-        raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def located(site: Site, plan: Plan, path: str) -> str:
@@ -296,12 +304,9 @@ def located(site: Site, plan: Plan, path: str) -> str:
     here = Path(path)
     if not found and here.exists() and not site.session.target.local:
         from ..runner.backup import find
-        from ..runner.core import StepError
 
-        try:
+        with looking(path):
             local = find(wanted, lambda event: None)["data"]["file"]
-        except StepError as error:
-            raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
         if local:
             found = f"{plan.layout.var}/work/restore-{Path(local).name}"
             site.session.put(Path(local), found, "0600")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError
 from .output import note
+from .progress import silent
 
 if TYPE_CHECKING:
     from ..engine.apply import Listen
@@ -239,10 +240,6 @@ def revert(site: Site, spec: dict[str, Any]) -> dict[str, Any]:
                 raise
             time.sleep(2)
     return site.session.step("snapshots.revert", spec)
-
-
-def silent(event: dict[str, Any]) -> None:
-    """Nobody listens."""
 
 
 def end_first(site: Site, listen: Listen = silent) -> None:
