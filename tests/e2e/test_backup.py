@@ -62,6 +62,7 @@ def forever(work, rest):
     while True:
         work()
         time.sleep(rest)
+ask("DELETE", f"{qdrant}/collections/load", None, {"api-key": key})  # of an earlier load
 ask("PUT", f"{qdrant}/collections/load", {"vectors": {"size": 4, "distance": "Cosine"}}, {"api-key": key})
 for work, rest in ((chats, 0.05), (hooks, 0.2), (vectors, 0.05)):
     threading.Thread(target=forever, args=(work, rest), daemon=True).start()
@@ -226,7 +227,8 @@ def load(box: Host, plan: Plan, ownstack: Ownstack) -> Iterator[list[dict[str, i
     done: list[dict[str, int]] = []
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().strip() == "busy"
+        said = process.stdout.readline().strip()
+        assert said == "busy", said + process.stdout.read()
         yield done
         assert process.poll() is None, process.stdout.read()
     finally:
