@@ -558,9 +558,8 @@ def test_cut_off_at_every_step_one_further_run_converges(
         "vectors by counts."
     )
     vectors, found = counts(box, plan), []
-    with matrix(
-        "restore-cut-off", "Restore, cut off", about, ("point", "how", "after one more `up`", "seconds")
-    ) as page:
+    columns = ("point", "how", "after one more `up`", "seconds")
+    with matrix("restores-cut-off-within", "Restores that are cut off within a step", about, columns) as page:
         for point, new in POINTS.items():
             for hard in (False, True):
                 if new and not hard:
