@@ -9,16 +9,16 @@ import os
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyinfra import host
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
+from pyinfra.context import host
 
 from ownstack.engine import carry, operations, role_tasks, units
 from ownstack.engine.apply import RunResult, execute, preview
@@ -364,12 +364,12 @@ class Breaking(FactBase[Any]):
 
 
 @operation()
-def breaks(mark: str) -> Iterator[StringCommand]:
+def breaks(mark: str) -> Generator[Any, None, None]:
     yield StringCommand("touch", QuoteString(mark))
 
 
 @operation()
-def asks(mark: str) -> Iterator[StringCommand]:
+def asks(mark: str) -> Generator[Any, None, None]:
     host.get_fact(Breaking, mark=mark)
     yield StringCommand("true")
 
@@ -379,6 +379,6 @@ def test_a_host_that_no_longer_answers_in_the_middle_is_told_once(
 ) -> None:
     mark = tmp_path / "mark"
     with pytest.raises(RunError):
-        run(session, plan, lambda: (breaks(str(mark), name="it goes"), asks(str(mark), name="asked")))
+        run(session, plan, lambda: (breaks(mark=str(mark), name="it goes"), asks(mark=str(mark), name="asked")))
     assert mark.exists()
     assert "Traceback" not in capfd.readouterr().err
