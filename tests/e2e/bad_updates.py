@@ -41,6 +41,14 @@ def downgrade():
     pass
 ''')
 """
+# the last migration writes until there is no space left
+FILLS_WEBUI = HALF_WEBUI.replace("_half", "_fills").replace(
+    """op.rename_table('auth', 'auth_old')
+    raise RuntimeError('stopped half-way')""",
+    """op.execute('CREATE TABLE fills (data BLOB)')
+    while True:
+        op.execute('INSERT INTO fills VALUES (zeroblob(16777216))')""",
+)
 HALF_N8N = """
 import glob, pathlib
 (file,) = map(pathlib.Path, glob.glob('N8N/@n8n/db/dist/migrations/sqlite/index.js'))
@@ -184,10 +192,18 @@ class Case:
         self.box.run("systemctl start ownstack-qdrant ownstack-ollama ownstack-open-webui ownstack-n8n")
         wait_ready(self.box)
 
-    def filled(self, status: str) -> None:
-        """The disk has enough space until the upgrade is that far, and then none."""
+    def enough(self) -> None:
+        """A disk that has what an upgrade of Open WebUI asks for, and little more."""
         kept = self.box.output("du -sm /var/lib/ownstack/open_webui /var/lib/ownstack/qdrant").splitlines()
         self.small_disk(200 + 3 * sum(int(line.split()[0]) for line in kept))
+
+    def filled_by(self, code: str) -> None:
+        self.patch(code)
+        self.enough()
+
+    def filled(self, status: str) -> None:
+        """The disk has enough space until the upgrade is that far, and then none."""
+        self.enough()
         self.meanwhile(FILLER.replace("WHEN", status))
 
 
@@ -255,6 +271,7 @@ UPDATES = (
     Bad("the disk fills up during the snapshot", "open_webui",
         lambda case: case.filled("taking"),
         code="disk-full"),
-    Bad("the disk fills up during the migration", "open_webui",
+    Bad("the disk fills up during the migration", "open_webui", lambda case: case.filled_by(FILLS_WEBUI)),
+    Bad("the disk fills up when the new version has started", "open_webui",
         lambda case: case.filled("taken")),
 )  # fmt: skip
