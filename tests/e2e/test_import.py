@@ -5,6 +5,7 @@ They are real: the box's own programs, started beside it with other folders, acc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -203,7 +204,7 @@ def flows(box: Host, plan: Plan) -> dict[str, Any]:
 def state(folder: Path) -> list[Any]:
     """Without SQLite's shared index (`-shm`): whoever reads a database that is written ahead uses it, too."""
     files = [p for p in folder.rglob("*") if p.is_file() and not p.name.endswith("-shm")]
-    return sorted((str(p), p.stat().st_mtime_ns, p.read_bytes()) for p in files)
+    return sorted((str(p), p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files)
 
 
 def test_an_n8n_with_its_own_key_moves_in_over_ssh(
