@@ -251,9 +251,10 @@ def test_another_box_of_the_same_name_keeps_its_backups(box: SmallBox) -> None:
     mine = [f"ownstack-{name}-{'a' * 12}-{stamp}" for name in ("small-box", "its-earlier-name")]
     others = [
         f"ownstack-small-box-{'b' * 12}-{stamp}",
-        f"ownstack-small-box-{stamp}",
-    ]  # one of them is older than marks
-    for name in [*mine, *others]:
+        f"ownstack-small-box-{stamp}",  # older than marks
+        f"ownstack-small-box-{'b' * 12}-{stamp}.part",  # at work on it
+    ]
+    for name in [*mine, *others, f"{mine[0]}.part"]:
         (folder / name).write_text("x")
     data = made(box, keep=1, mark="a" * 12)
     assert sorted(data["removed"]) == sorted(str(folder / name) for name in mine)

@@ -41,18 +41,19 @@ def name_of(spec: Spec, stamp: str) -> str:
     return f"ownstack-{label(spec['hostname'])}{mark}-{stamp}.tar"
 
 
-def ours(folder: str, spec: Spec) -> list[str]:
-    """The whole backups of this box in a folder, oldest first. spec: hostname, mark.
+def ours(folder: str, spec: Spec, end: str = "") -> list[str]:
+    """The whole backups of this box in a folder, oldest first. spec: hostname, mark. end: of those names, `PART` say.
 
     Another box may have the same name. So those with this box's mark, or where it has none those of its name without.
     """
     own = spec.get("mark", "")
+    names = [name for name in (os.listdir(folder) if os.path.isdir(folder) else []) if name.endswith(end)]
     found = [
         (held[3], name)
-        for name in (os.listdir(folder) if os.path.isdir(folder) else [])
+        for name in [name.removesuffix(end) for name in names]
         if (held := NAMED.fullmatch(name)) and (held[2] == own if own else name == name_of(spec, held[3]))
     ]
-    return [os.path.join(folder, name) for _, name in sorted(found)]
+    return [os.path.join(folder, name + end) for _, name in sorted(found)]
 
 
 def newest(names: list[str], mark: str = "") -> str:
@@ -199,9 +200,8 @@ def _folder(spec: Spec) -> str:
         )
     if not os.path.isdir(folder):
         os.makedirs(folder, 0o700)
-    for name in os.listdir(folder):
-        if name.startswith("ownstack-") and name.endswith(PART):
-            os.unlink(os.path.join(folder, name))
+    for path in ours(folder, spec, PART):  # another box may be at work on its own
+        os.unlink(path)
     return folder
 
 
