@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import backup_parts as parts
-from .backup_file import BOX, PART, Reader, Writer, damaged, opened
-from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
+from .backup_file import BOX, PART, Reader, Writer, damaged, filling, opened
+from .core import FULL, Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .gpu import arm, disarm
 from .journal import holder, outlive
 from .sealed import can_open, passphrase, ready, seal, unseal
@@ -140,26 +140,28 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
                 about, inside = _fill(out, spec, work, emit)
                 about["created"] = stamp
                 data = out.inside({**inside, **secrets})
-                size = out.finish(about, _sealed(spec, data))
+                size = out.whole(about, _sealed(spec, data))
+                _looked_at(out.part, spec, data, emit)
+                out.publish()
             except BaseException as error:
                 out.drop()
-                if isinstance(error, OSError) and error.errno == 28:
-                    raise _full(folder) from error
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise _full(spec, str(error.filename or folder)) from error
                 raise
-        progress(emit, "opening the backup again")
-        try:
-            with opened(path) as held:
-                held.check()
-                held.unlock(spec, data)
-                contents(held, spec["work"], emit)
-        except StepError:
-            os.unlink(path)
-            raise
         dropped = _keep(folder, spec)
         last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
     told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
     return {"changed": True, "data": {**last, **told, "seconds": round(time.time() - began, 1)}}, data
+
+
+def _looked_at(path: str, spec: Spec, data: bytes, emit: Emit) -> None:
+    """Open what was written, and look into every part, before it gets its name."""
+    progress(emit, "opening the backup again")
+    with opened(path) as held:
+        held.check()
+        held.unlock(spec, data)
+        contents(held, spec["work"], emit)
 
 
 def _settled(spec: Spec) -> None:
@@ -205,19 +207,19 @@ def _folder(spec: Spec) -> str:
     return folder
 
 
-def _full(folder: str) -> StepError:
-    return StepError(
-        f"{folder} has too little space for a backup",
-        hint="free space, keep fewer (`--keep`), or take another disk (`--to`); earlier backups are as they were",
-        code="disk-full",
-    )
+def _full(spec: Spec, where: str) -> StepError:
+    """The disk of the backups is full, or the box's own, on which each part lies for a moment."""
+    hint = "free space, keep fewer (`--keep`), or take another disk (`--to`); earlier backups are as they were"
+    if where.startswith(f"{spec['work']}/"):
+        where, hint = spec["work"], "free space on this disk: each part lies there for a moment; earlier backups stay"
+    return StepError(f"{where} has too little space for a backup", hint=hint, code="disk-full")
 
 
 def _space(spec: Spec, folder: str) -> None:
     """Raises StepError before anything is written where it cannot fit."""
     need = sum(parts.size_of(one["folder"], one["skip"]) for one in spec["services"])
     if shutil.disk_usage(folder).free < need + (16 << 20):
-        raise _full(folder)
+        raise _full(spec, folder)
 
 
 def _secrets(spec: Spec) -> dict[str, dict[str, str]]:
@@ -322,7 +324,8 @@ def scheduled(spec: Spec, emit: Emit) -> Result:
                 time.sleep(LOOK_S)
                 continue
             failed = {"time": time.time(), "message": str(error), "postponed": busy}
-            write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
+            with contextlib.suppress(OSError):  # a full disk, say: then that is what there is to tell
+                write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
             if busy:
                 return {"changed": False, "data": {"postponed": str(error)}}
             raise
@@ -386,7 +389,7 @@ def unlock(held: Reader, spec: Spec) -> None:
 def contents(held: Reader, folder: str, emit: Emit) -> None:
     """Look into every part of a backup that was unlocked."""
     vectors = (held.inside["vectors"] or {}).get("collections", [])
-    with tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
+    with filling(f"{folder}/verify"), tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
         for member in sorted(held.inside["tables"]):
             progress(emit, f"checking {member}")
             _database(held, member, held.inside["tables"][member], os.path.join(work, "database"))

@@ -26,6 +26,7 @@ class StepError(Exception):
         self.message, self.hint, self.code = message, hint, code
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = "then run again: it goes on where it stopped"
 FORBIDDEN = "let this account write there (`ls -ld`, `lsattr -d` and `mount` show what forbids it)"
 # what the machine refuses, wherever in a step: no fault of ours. Error number -> code, and what its owner has to do
