@@ -53,6 +53,16 @@ def filling(folder: str) -> Iterator[None]:
         raise
 
 
+def of_this_schema(path: str, manifest: dict[str, Any]) -> None:
+    """Raises StepError where a backup was made by a version that writes other ones."""
+    if manifest.get("schema") != SCHEMA:
+        raise StepError(
+            f"{path} was made by another version of ownstack ({manifest.get('kit_version')})",
+            hint="take the version that made it, or a newer one",
+            code="backup-schema",
+        )
+
+
 class Hashing:
     """Counts and hashes what is read from a stream, or written to one (None: it goes nowhere)."""
 
@@ -181,12 +191,7 @@ class Reader:
             raise damaged(path, str(error)) from error
         except (tarfile.TarError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise damaged(path, f"it is no backup, or its end is missing ({error})") from error
-        if self.manifest.get("schema") != SCHEMA:
-            raise StepError(
-                f"{path} was made by another version of ownstack ({self.manifest.get('kit_version')})",
-                hint="take the version that made it, or a newer one",
-                code="backup-schema",
-            )
+        of_this_schema(path, self.manifest)
         plain = {name for name, member in self.members.items() if member.isfile()} - {MANIFEST}
         others = set(self.members) - plain - {MANIFEST}
         for what, names in (("missing", set(self.files) - plain), ("unknown", (plain - set(self.files)) | others)):
