@@ -29,6 +29,7 @@ WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, a
 UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restore", "swapping", "swapped")}
 # host, the box's own mark (older backups have none), when
 NAMED = re.compile(r"ownstack-(.+?)(?:-([0-9a-f]{12}))?-(\d{8}T\d{6}Z)\.tar")
+UPLOADS = ("restore-", "import")  # what came over the connection for a restore or an import, which takes it away
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
@@ -189,12 +190,7 @@ def _sealed(spec: Spec, data: bytes) -> bytes:
 
 def _folder(spec: Spec) -> str:
     """The folder for backups: made for its owner alone; what an earlier run left half-done is removed."""
-    for name in os.listdir(spec["work"]):
-        path = os.path.join(spec["work"], name)
-        if name == LEFT:
-            os.unlink(path)
-        elif name.startswith(("backup-", "verify-")):
-            shutil.rmtree(path, ignore_errors=True)
+    tidy(spec["work"], (LEFT, "backup-", "verify-", *UPLOADS))
     folder = str(spec["to"])
     if spec.get("elsewhere") and (not os.path.isdir(folder) or os.stat(folder).st_dev == os.stat(spec["var"]).st_dev):
         raise StepError(
@@ -205,6 +201,17 @@ def _folder(spec: Spec) -> str:
     for path in ours(folder, spec, PART):  # another box may be at work on its own
         os.unlink(path)
     return folder
+
+
+def tidy(work: str, beginnings: tuple[str, ...], but: str = "") -> None:
+    """Remove what runs that were cut off left among the working files. but: a path that is in use.
+
+    Whoever asks holds the box, or has seen that nobody does.
+    """
+    for name in os.listdir(work):
+        path = os.path.join(work, name)
+        if name.startswith(beginnings) and path != but:
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 
 def _full(spec: Spec, where: str) -> StepError:

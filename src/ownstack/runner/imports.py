@@ -19,7 +19,7 @@ from typing import Any
 
 from . import backup_parts as parts
 from . import imports_n8n, restore
-from .backup import N8N_KEY, alone
+from .backup import N8N_KEY, UPLOADS, alone, tidy
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
 from .http import request
 from .imports_index import documents
@@ -89,6 +89,7 @@ def stage(spec: Spec, emit: Emit) -> Result:
                 hint="add it to `roles` and run `ownstack up`; nothing was changed",
                 code="role-missing",
             )
+        tidy(spec["work"], UPLOADS, spec["path"])
         restore._clear(spec)
         try:
             data = _staged(spec, source, emit)
