@@ -127,6 +127,16 @@ def test_what_goes_and_what_stays_is_said() -> None:
     assert "the Ollama that was there, and its models" in kept
 
 
+@pytest.mark.parametrize("purge", [False, True])
+def test_models_that_were_moved_to_another_disk_stay_and_it_is_said(purge: bool) -> None:
+    folder = {"path": "/mnt/large/models", "service": "ollama", "write": True}
+    moved = machines.plan(flags={f"folders.models.{key}": value for key, value in folder.items()})
+    for made, said in ((moved, True), (machines.plan(), False)):
+        goes, stays = what_goes(made, purge, [])
+        assert any("/mnt/large/models" in line for line in stays) == said
+        assert not any("/mnt/large/models" in line for line in goes)
+
+
 # ------------------------------------------------------------------------------------------------------- the drop-in
 
 
