@@ -105,6 +105,10 @@ def down(
     if as_json:
         emit_json("down", {"removed": goes, "kept": stays, "changed": result.changed})
     else:
-        left = "of the box only what stays is left" if purge else "`ownstack up` puts the programs back"
+        left = (
+            "nothing of the box is left but what stays, as named above"
+            if purge
+            else "`ownstack up` puts the programs back"
+        )
         say(f"Removed: {left}.")
     return 0
