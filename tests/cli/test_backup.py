@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import restore, restore_bare, run
+from ownstack.cli.status import describe_backup
 from ownstack.engine import preflight
 from ownstack.engine.session import MARK
 from ownstack.errors import RunError
@@ -318,6 +319,18 @@ def test_status_says_when_the_last_one_was_made(
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
     assert run(["status"]) == 0
     assert "was put off: the box was being worked on: anna; the last good one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("every", "days", "late"),
+    [("day", 1, False), ("day", 3, True), ("week", 7, False), ("week", 9, True), ("never", 99, False)],
+)
+def test_status_says_when_one_is_overdue(every: str, days: int, late: bool) -> None:
+    """One that was killed, or whose disk could not be mounted, has noted nothing."""
+    last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400 - 60, "bytes": 2**20}
+    said = describe_backup({"last": last, "every": every, "unit": "ownstack-backup"})
+    assert ("the log of the unit ownstack-backup says why none came" in said) == late
+    assert ("yet to come" in describe_backup({"every": every})) == (every != "never")
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
