@@ -247,6 +247,17 @@ def test_the_newest_are_kept_and_files_of_others_stay(box: SmallBox) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([*others, old[2], Path(data["file"]).name])
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_clock_that_went_ahead_costs_no_new_backup(keep: int, box: SmallBox) -> None:
+    folder = box.folder / "backups"
+    folder.mkdir()
+    ahead = [f"ownstack-small-box-2099010{day}T000000Z.tar" for day in (1, 2)]
+    for name in ahead:
+        (folder / name).write_text("x")
+    new = Path(made(box, keep=keep)["file"]).name
+    assert sorted(path.name for path in folder.iterdir()) == [new, *ahead[len(ahead) + 1 - keep :]]
+
+
 def test_another_box_of_the_same_name_keeps_its_backups(box: SmallBox) -> None:
     folder, stamp = box.folder / "backups", "20260101T000000Z.tar"
     folder.mkdir()

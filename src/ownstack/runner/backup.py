@@ -149,7 +149,7 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
                 if isinstance(error, OSError) and error.errno in FULL:
                     raise _full(spec, str(error.filename or folder)) from error
                 raise
-        dropped = _keep(folder, spec)
+        dropped = _keep(folder, spec, path)
         last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
     told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
@@ -299,9 +299,13 @@ def _models(out: Writer, spec: Spec) -> tuple[list[dict[str, Any]], str]:
         return [], error.message
 
 
-def _keep(folder: str, spec: Spec) -> list[str]:
-    """Remove the oldest whole backups of this box beyond the number that is kept; never the newest."""
-    over = ours(folder, spec)[: -max(1, int(spec["keep"]))]
+def _keep(folder: str, spec: Spec, made: str) -> list[str]:
+    """Remove the oldest whole backups of this box beyond the number that is kept; never the one that was just made.
+
+    Names tell the age, and a clock that went ahead has named some for days to come.
+    """
+    others = [path for path in ours(folder, spec) if path != made]
+    over = others[: max(0, len(others) - max(1, int(spec["keep"])) + 1)]
     for path in over:
         os.unlink(path)
     return over

@@ -36,6 +36,7 @@ REFUSED = {
     errno.EROFS: ("read-only", "make the folder writable"),
     errno.EACCES: ("not-permitted", FORBIDDEN),
     errno.EPERM: ("not-permitted", FORBIDDEN),
+    errno.EFBIG: ("file-too-large", "take a file system that holds files of this size (FAT32 ends at 4 GiB)"),
     errno.EIO: ("disk-error", "the disk may be failing: `journalctl -k` says more"),
 }
 
