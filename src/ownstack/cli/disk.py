@@ -76,7 +76,8 @@ def folders(plan: Plan) -> list[dict[str, str]]:
         if role.name != "base":
             found.append({"name": role.name, "path": layout.data(role.name), "kind": "data"})
     found.append({"name": SNAPSHOTS, "path": layout.data("snapshots"), "kind": "data"})
-    found.append({"name": "working files", "path": layout.data("work"), "kind": "data"})
+    for name, part in (("working files", "work"), ("of a restore", "restore"), ("second instances", "scratch")):
+        found.append({"name": name, "path": layout.data(part), "kind": "data"})
     for path in (backups.folder(plan), *((plan.backup.to,) if plan.backup else ())):
         found.append({"name": "backups", "path": path, "kind": "data"})
     found.append({"name": "configuration", "path": layout.etc, "kind": "configuration"})
