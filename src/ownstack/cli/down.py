@@ -105,6 +105,8 @@ def down(
     if as_json:
         emit_json("down", {"removed": goes, "kept": stays, "changed": result.changed})
     else:
+        for line in (line for operation in result.operations for line in operation.said):
+            note(line)
         left = (
             "nothing of the box is left but what stays, as named above"
             if purge
