@@ -653,4 +653,5 @@ def test_an_engine_that_only_the_backup_names_is_asked(monkeypatch: pytest.Monke
     monkeypatch.setattr(preflight, "read_existing", lambda session, url: {"existing_ollama": f"0.34.2 at {url}"})
     for use, found in (("own", ""), ("existing", "0.34.2 at http://127.0.0.1:11434")):
         site.settings = restore_bare.settings_for({"settings": {"ollama.use": use}}, None, ())
-        assert restore_bare.planned(site) == found
+        made: Any = restore_bare.planned(site)
+        assert made == found
