@@ -100,7 +100,7 @@ def remove(plan: Plan, purge: bool) -> None:
         spec={"manager": plan.manager, "run_dir": units.run_dir(plan)},
     )
     if plan.adopted is not None and purge:  # what this box pulled into it, and nobody changed since
-        spec = {"url": plan.engine_url, "record": record(plan), "keep": []}
+        spec = {"url": plan.engine_url, "record": record(plan), "keep": [], "farewell": True}
         operations.step(name="Models: remove what was added", plan=plan, step_name="ollama.prune", spec=spec)
     adopt.remove(plan)
     if purge:

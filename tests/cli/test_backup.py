@@ -7,17 +7,24 @@ import json
 import re
 import shlex
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ownstack.cli import restore, run
+from ownstack.cli import restore, restore_bare, run
+from ownstack.cli.status import describe_backup
+from ownstack.engine import preflight
+from ownstack.engine.session import MARK
 from ownstack.errors import RunError
+from ownstack.runner import backup
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
+from tests.fixtures.small_box import SmallBox
+from tests.plan.fake import FakeSession
 from tests.unit import machines
 
 WORD = "four words in a row"
@@ -314,6 +321,18 @@ def test_status_says_when_the_last_one_was_made(
     assert "was put off: the box was being worked on: anna; the last good one" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("every", "days", "late"),
+    [("day", 1, False), ("day", 3, True), ("week", 7, False), ("week", 9, True), ("never", 99, False)],
+)
+def test_status_says_when_one_is_overdue(every: str, days: int, late: bool) -> None:
+    """One that was killed, or whose disk could not be mounted, has noted nothing."""
+    last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400 - 60, "bytes": 2**20}
+    said = describe_backup({"last": last, "every": every, "unit": "ownstack-backup"})
+    assert ("the log of the unit ownstack-backup says why none came" in said) == late
+    assert ("yet to come" in describe_backup({"every": every})) == (every != "never")
+
+
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
     data = told(capsys)["data"]
@@ -436,8 +455,6 @@ def test_another_embedding_model_indexes_documents_anew(
 def test_the_next_up_takes_back_what_was_cut_off(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ownstack.engine import preflight
-
     cut = box.state.model_copy(update={"work": {"restore": {"status": "swapped"}}})
     box.state = cut
     monkeypatch.setattr(preflight, "read_state", lambda session, layout: cut.model_copy(update={"work": {}}))
@@ -506,49 +523,135 @@ def test_which_box_it_is_decides_on_what_a_folder_means(box: Box, word: str) -> 
     assert spec(box, "backup.make_outliving")["mark"] == mark(plan)
 
 
+def bare_machine(
+    box: Box, monkeypatch: pytest.MonkeyPatch, names: list[str], about: dict[str, Any] | None = None
+) -> None:
+    """Nothing stands on it; a folder of it has these backups, which say this of themselves."""
+    box.state = BoxState()
+    real = standing.runner
+    whole = {"schema": 1, "settings": {}, **ABOUT, **(about or {})}
+
+    def answer(text: str) -> list[str] | None:
+        if "ls -1 -- /mnt/usb" in text:
+            return names
+        if "manifest.json" in text and "tar -xOf" in text:
+            return [json.dumps(whole)] if about is not None else ["", f"{MARK}2"]
+        return real(text)
+
+    def asked(site: Any, plan: Any, listen: Any) -> None:
+        raise RunError("made", code="made")
+
+    monkeypatch.setattr(standing, "runner", answer)
+    monkeypatch.setattr(restore, "made", asked)
+
+
+def small_backup(tmp_path: Path, **more: Any) -> str:
+    """A real one, on this machine."""
+    small = SmallBox(tmp_path / "small", "first")
+    return str(backup.make(small.make_spec(versions={}, **more), lambda event: None)["data"]["file"])
+
+
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("several", [True, False])
 def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     several: bool, there: bool, box: Box, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    box.state = BoxState()
     names = [f"ownstack-box-{letter * 12}-20260101T000000Z.tar" for letter in ("ab" if several else "a")]
-    real = standing.runner
-    if there:
-        monkeypatch.setattr(standing, "runner", lambda text: names if "ls -1 -- /mnt/usb" in text else real(text))
-    else:
-        for name in names:
-            (tmp_path / name).write_text("x")
-
-    def asked(site: Any, plan: Any) -> None:
-        raise RunError("made", code="made")
-
-    monkeypatch.setattr(restore, "made", asked)
-    folder = "/mnt/usb" if there else str(tmp_path)
-    assert run(["restore", folder, "--yes", "--json", "--passphrase-file", word]) == 1
+    bare_machine(box, monkeypatch, names if there else [], {})
+    folder = Path("/mnt/usb")
+    if not there:
+        folder = Path(small_backup(tmp_path, mark="a" * 12)).parent
+        for name in names[1:]:
+            (folder / name).write_text("x")
+    assert run(["restore", str(folder), "--yes", "--json", "--passphrase-file", word]) == 1
     error = told(capsys)["error"]
     assert error["code"] == ("several-boxes" if several else "made")
     assert steps(box) == []
 
 
-def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:
-    from ownstack.cli.restore import settings_for
-    from ownstack.runner import backup
-    from tests.fixtures.small_box import SmallBox
+@pytest.mark.parametrize(
+    ("about", "code"),
+    [
+        ({}, "made"),
+        ({"versions": {"n8n": "99.0"}}, "backup-newer"),
+        ({"services": ["open_webui", "spare_role"]}, "role-missing"),
+        ({"schema": 99}, "backup-schema"),
+        ({"settings": {"roles": ["ollama", "models", "open_webui", "qdrant"]}}, "role-missing"),
+        (None, "backup-damaged"),
+    ],
+)
+@pytest.mark.parametrize("where", ["/mnt/usb", "/mnt/usb/a.tar"])
+def test_what_cannot_be_restored_makes_no_box_of_a_new_machine(
+    where: str, about: dict[str, Any] | None, code: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The settings of a backup that lies on that machine count too: with them it has no n8n."""
+    names = [where] if where.endswith(".tar") else [f"ownstack-box-{'a' * 12}-20260101T000000Z.tar"]
+    bare_machine(box, monkeypatch, names, about)
+    assert run(["restore", where, "--yes", "--json", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == code, error
+    assert steps(box) == [], "nothing was changed"
 
-    small = SmallBox(tmp_path, "first")
+
+def test_a_backup_that_is_nowhere_makes_no_box_of_a_new_machine(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare_machine(box, monkeypatch, [])
+    assert run(["restore", "/mnt/none", "--yes", "--json", "--passphrase-file", word]) == 2
+    assert told(capsys)["error"]["code"] == "no-backup"
+    assert steps(box) == []
+
+
+def test_a_box_that_was_made_for_a_backup_which_does_not_open_is_told(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = box.state
+    bare_machine(box, monkeypatch, ["/mnt/usb/a.tar"], {})
+    real = standing.runner
+
+    def answer(text: str) -> list[str] | None:
+        if "backup.verify" not in text:
+            return real(text)
+        refused = {"event": "error", "code": "wrong-passphrase", "message": "it cannot be opened", "hint": "no change"}
+        return [json.dumps(refused)]
+
+    def made(site: Any, plan: Any, listen: Any) -> Any:
+        site.state = before
+        return site.recorded_plan()
+
+    monkeypatch.setattr(standing, "runner", answer)
+    monkeypatch.setattr(restore, "made", made)
+    assert run(["restore", "/mnt/usb/a.tar", "--yes", "--json", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "wrong-passphrase"
+    assert "stands, empty" in error["hint"]
+
+
+def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:
     settings = {
         "use": "code",
         "network.n8n": "internet",
         "folders.notes.path": "/srv/n",
         "folders.notes.service": "n8n",
     }
-    data = backup.make(small.make_spec(settings=settings), lambda event: None)["data"]
-    for path in (data["file"], str(Path(data["file"]).parent)):
-        found = settings_for(path, None, ("use=rag",))
-        assert found.base.network.n8n == "internet"
-        assert found.base.folders["notes"].path == "/srv/n"
-        assert found.base.use == "rag", "what is given here wins"
-        assert found.origins["network.n8n"] == "backup"
-    assert settings_for("/nowhere", None, ()).base.network.n8n == "closed"
+    file = small_backup(tmp_path, settings=settings)
+    with FakeSession() as session:
+        site: Any = types.SimpleNamespace(session=session)
+        for path in (file, str(Path(file).parent)):
+            found = restore_bare.settings_for(restore_bare.described(site, path), None, ("use=rag",))
+            assert found.base.network.n8n == "internet"
+            assert found.base.folders["notes"].path == "/srv/n"
+            assert found.base.use == "rag", "what is given here wins"
+            assert found.origins["network.n8n"] == "backup"
+    assert restore_bare.settings_for({}, None, ()).base.network.n8n == "closed"
+
+
+def test_an_engine_that_only_the_backup_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    site: Any = types.SimpleNamespace(session=None, state=BoxState(), plan=lambda: site.state.existing_ollama)
+    monkeypatch.setattr(preflight, "read_existing", lambda session, url: {"existing_ollama": f"0.34.2 at {url}"})
+    for use, found in (("own", ""), ("existing", "0.34.2 at http://127.0.0.1:11434")):
+        site.settings = restore_bare.settings_for({"settings": {"ollama.use": use}}, None, ())
+        made: Any = restore_bare.planned(site)
+        assert made == found

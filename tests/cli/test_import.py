@@ -107,6 +107,21 @@ def test_what_lies_here_is_uploaded_and_goes_afterwards(
     assert any(path.startswith("/var/lib/ownstack/work/import.tar") for path, _ in box.seen.files)
 
 
+def test_a_full_disk_here_is_told_as_that(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": False})
+    monkeypatch.setattr("ownstack.runner.imports.pack", full)
+    assert run(["import", str(flows(tmp_path / "volume")), "--json", "--yes"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "import-copy"
+    assert "TMPDIR" in error["hint"]
+    assert "imports.stage" not in steps(box)
+
+
 def test_a_cut_off_import_is_named_and_taken_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

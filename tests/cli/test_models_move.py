@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
+from ownstack.cli.models import move_spec
 from ownstack.engine.session import Session
 from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
@@ -21,6 +22,7 @@ activate()
 from roles.ollama import models_dir  # noqa: E402 - found once `activate` has run
 
 PATH = "/mnt/large/models"
+HOME = "/home/anna/models"
 FOLDER = {"path": PATH, "service": "ollama", "write": True}
 
 
@@ -50,6 +52,11 @@ def test_old_files_go_when_the_box_has_passed(
     assert done[:2] == ["ollama.move", "ollama.move_drop"], "in a run of its own, after the one that switched"
     assert "box.write_manifest" in done, "nothing is left to be finished"
     assert PATH in config.read_text()
+
+
+def test_whether_a_unit_brings_the_folder_to_the_engine_is_told() -> None:
+    plan = machines.plan()
+    assert [move_spec(plan, path)["bound"] for path in (PATH, HOME)] == [False, True]
 
 
 @pytest.mark.parametrize("passes", [True, False])
@@ -96,6 +103,7 @@ def test_one_that_does_not_pass_leaves_files_and_settings(
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "move-reverted"
     assert "no answer came" in error["message"]
+    assert f"what was copied lies in {PATH}" in error["hint"]
     done = steps(box)
     assert "ollama.move_drop" not in done
     assert done.count("box.activate") > 1, "the plan of before is carried out again"

@@ -9,6 +9,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -245,15 +247,27 @@ def test_the_newest_are_kept_and_files_of_others_stay(box: SmallBox) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([*others, old[2], Path(data["file"]).name])
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_clock_that_went_ahead_costs_no_new_backup(keep: int, box: SmallBox) -> None:
+    folder = box.folder / "backups"
+    folder.mkdir()
+    ahead = [f"ownstack-small-box-2099010{day}T000000Z.tar" for day in (1, 2)]
+    for name in ahead:
+        (folder / name).write_text("x")
+    new = Path(made(box, keep=keep)["file"]).name
+    assert sorted(path.name for path in folder.iterdir()) == [new, *ahead[len(ahead) + 1 - keep :]]
+
+
 def test_another_box_of_the_same_name_keeps_its_backups(box: SmallBox) -> None:
     folder, stamp = box.folder / "backups", "20260101T000000Z.tar"
     folder.mkdir()
     mine = [f"ownstack-{name}-{'a' * 12}-{stamp}" for name in ("small-box", "its-earlier-name")]
     others = [
         f"ownstack-small-box-{'b' * 12}-{stamp}",
-        f"ownstack-small-box-{stamp}",
-    ]  # one of them is older than marks
-    for name in [*mine, *others]:
+        f"ownstack-small-box-{stamp}",  # older than marks
+        f"ownstack-small-box-{'b' * 12}-{stamp}.part",  # at work on it
+    ]
+    for name in [*mine, *others, f"{mine[0]}.part"]:
         (folder / name).write_text("x")
     data = made(box, keep=1, mark="a" * 12)
     assert sorted(data["removed"]) == sorted(str(folder / name) for name in mine)
@@ -275,6 +289,62 @@ def test_a_run_that_fails_leaves_nothing_and_removes_nothing(box: SmallBox, monk
     assert caught.value.code == "disk-full"
     assert [path.name for path in folder.iterdir()] == ["ownstack-small-box-20260101T000000Z.tar"]
     assert not (box.var / "backups.json").exists()
+
+
+FULL = """
+import subprocess, sys
+from pathlib import Path
+from ownstack.runner import backup, sealed
+from ownstack.runner.core import StepError
+from tests.fixtures.small_box import SmallBox
+folder, where, size = Path(sys.argv[1]), *sys.argv[2:]
+box = SmallBox(folder, "first")
+(box.var / "open_webui/uploads/large").write_bytes(bytes(2 << 20))
+(folder / "backups").mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder / where)], check=True)
+backup._space = lambda spec, folder: None  # it fills up later than at the first look
+try:
+    backup.make(box.make_spec(), lambda event: None)
+except StepError as error:
+    print(error.code, error.message.removeprefix(f"{folder}/"), [*(folder / "backups").iterdir()])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a file system, in a namespace of its own")
+@pytest.mark.parametrize(
+    ("where", "size"),
+    [("var/work", "8k"), ("var/work", "256k"), ("backups", "256k")],
+    ids=["copying a database", "encrypting", "writing"],
+)
+def test_of_two_disks_the_full_one_is_named(where: str, size: str, tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, "-P", "-c", FULL, str(tmp_path), where, size]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=Path(__file__).parents[2])
+    assert done.stdout == f"disk-full {where} has too little space for a backup []\n", done.stderr
+
+
+def test_it_has_its_name_only_when_it_was_looked_at(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: Any) -> None:
+        assert [path.suffix for path in (box.folder / "backups").iterdir()] == [".part"]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup, "contents", cut)
+    with pytest.raises(StepError) as caught:
+        made(box)
+    assert caught.value.code == "disk-full"
+    assert list((box.folder / "backups").iterdir()) == []
+
+
+def test_a_timer_whose_note_cannot_be_written_tells_why_it_failed(
+    box: SmallBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup, "write_json", full)
+    with pytest.raises(StepError) as caught:
+        backup.scheduled(box.make_spec(elsewhere=True), silent)
+    assert caught.value.code == "disk-away"
 
 
 def test_a_live_database_that_is_damaged_makes_no_backup(box: SmallBox) -> None:

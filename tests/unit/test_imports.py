@@ -291,6 +291,13 @@ def test_settings_of_the_time_when_they_were_one_text_are_planned_too(box: Small
     assert json.loads(now) == {**wanted, "ui": {"banners": ["mine"]}}
 
 
+def test_the_oldest_accounts_are_taken_too(box: SmallBox, tmp_path: Path) -> None:
+    source = webui(tmp_path / "volume")
+    with contextlib.closing(sqlite3.connect(source / "webui.db")) as made:
+        made.executescript("DROP TABLE alembic_version; ALTER TABLE user RENAME created_at TO timestamp")
+    assert imports.stage(spec(box, source), silent)["data"]["owner"] == "mara@example.org"
+
+
 def test_an_n8n_comes_with_its_key(box: SmallBox, tmp_path: Path, opens: dict[str, list[str]]) -> None:
     source = flows(tmp_path / "volume")
     before, asked = box.content(), spec(box, source)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,23 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_made(store: Path, tmp_pat
     assert caught.value.code == "store-same"
     assert not (tmp_path / "models").exists()
     assert os.listdir(foreign) == ["summer.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: asks as another account")
+def test_a_folder_that_the_engines_account_may_not_enter_is_named_before_anything_is_copied(store: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        top, account = Path(name), {"owner": "daemon", "group": "daemon"}
+        (top / "closed/below").mkdir(parents=True)
+        for path, mode in ((top, 0o755), (top / "closed", 0o700), (top / "closed/below", 0o755)):
+            path.chmod(mode)
+        for target in (top / "closed/below/models", top / "closed/models"):
+            with pytest.raises(StepError, match=rf"daemon.* may not enter {top}/closed$") as caught:
+                ollama_move.copy(spec(store, target, dry=True, **account), silent)
+            assert caught.value.code == "store-closed"
+        assert ollama_move.copy(spec(store, top / "closed/models", dry=True, bound=True, **account), silent)
+        assert ollama_move.copy(spec(store, top / "open/models", dry=True, **account), silent)
+        (top / "closed").chmod(0o711)
+        assert ollama_move.copy(spec(store, top / "closed/below/models", dry=True, **account), silent)
 
 
 def test_a_disk_that_is_too_small_is_told_beforehand(

@@ -357,6 +357,27 @@ def test_folders_that_cannot_be_renamed_are_copied_whole(
     assert second.content() == before
 
 
+def test_what_was_uploaded_for_a_run_that_was_cut_off_goes(second: SmallBox, file: str) -> None:
+    """Only what is used now stays; a backup, while nobody works on the box, takes that away too."""
+    work = second.var / "work"
+    mine = shutil.copy(file, work / "restore-now.tar")
+
+    def leave() -> None:
+        (work / "restore-earlier.tar.0a1b2c3d").write_text("cut off while it was uploaded")
+        (work / "import.tar").write_text("x")
+        (work / "import").mkdir()
+        (work / "import/webui.db").write_text("x")
+        (work / "qdrant.part").write_text("a download that goes on")
+
+    leave()
+    restore.stage(second.restore_spec(str(mine)), silent)
+    assert sorted(path.name for path in work.iterdir()) == ["qdrant.part", "restore-now.tar"]
+    restore.revert(second.restore_spec(str(mine)), silent)
+    leave()
+    backup.make(second.make_spec(), silent)
+    assert [path.name for path in work.iterdir()] == ["qdrant.part"]
+
+
 def test_a_wrong_key_changes_nothing(second: SmallBox, file: str) -> None:
     before = second.content()
     second.identity.write_text(identity()[0] + "\n")

@@ -177,6 +177,12 @@ def located(site: Site, plan: Plan, path: str) -> Iterator[str]:
             made = pack(whole, work)
         except StepError as error:
             raise RunError(error.message, hint=error.hint, code=error.code) from error
+        except OSError as error:
+            raise RunError(
+                f"{whole} cannot be copied on its way to the box: {error}",
+                hint=f"it goes through {tempfile.gettempdir()} of this machine: set TMPDIR to a larger folder",
+                code="import-copy",
+            ) from error
         site.session.put(Path(made), f"{folder}.tar", "0600")
     try:
         site.session.step("imports.received", {"file": f"{folder}.tar", "folder": folder})

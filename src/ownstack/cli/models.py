@@ -155,6 +155,7 @@ def move_spec(plan: Plan, path: str, before: str = "") -> dict[str, Any]:
         "owner": account,
         "group": account,
         "run_dir": units.run_dir(plan),
+        "bound": path.startswith(units.HOMES),
     }
 
 
@@ -222,8 +223,9 @@ def _apply(site: Site, plan: Plan, old: Plan) -> None:
     execute(site.session, apply, lambda event: None, plan=old)
     if before != models_dir(plan):
         left(site, old, None)
+    copied = f"; what was copied lies in {models_dir(plan)}" if before != models_dir(plan) else ""
     raise RunError(
         f"the models were not moved: {why}",
-        hint=f"the box serves from {before}, as before, and nothing was deleted",
+        hint=f"the box serves from {before}, as before, and nothing was deleted{copied}",
         code="move-reverted",
     )

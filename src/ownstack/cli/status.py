@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 
+OVERDUE_DAYS = {"day": 2, "week": 8}
+
+
 def gather(site: Site) -> dict[str, Any]:
     """Everything that `status` knows, as data."""
     plan = site.recorded_plan()
@@ -65,7 +68,11 @@ def gather(site: Site) -> dict[str, Any]:
         "drifted": drifted(site, plan),
         "maintenance": maintenance(site, plan),
         "adopted": {"unit": plan.adopted.unit, "version": plan.adopted.version} if plan.adopted else None,
-        "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
+        "backup": {
+            **backup_state(site, plan),
+            "every": plan.backup.every if plan.backup else "never",
+            "unit": plan.layout.unit("backup"),
+        },
         "upgrades": newer(plan, site.data),
         "snapshots": [public(row) for row in copies["snapshots"]],
         "replaced": copies["replaced"],
@@ -159,12 +166,17 @@ def describe_backup(data: dict[str, Any]) -> str:
         return f"the backup of {tried:%Y-%m-%d %H:%M} {word}: {failed['message']}" + (
             f"; the last good one: {last['file']}" if last else ""
         )
+    if not last and data.get("every", "never") != "never":
+        return f"no backup was made yet; the first of every {data['every']} is yet to come"
     if not last:
         return "no backup was made yet: `ownstack backup --to FOLDER`"
     made = datetime.datetime.fromtimestamp(last["time"])
     days = (datetime.datetime.now() - made).days
     age = "today" if days < 1 else f"{days} days ago" if days > 1 else "1 day ago"
-    return f"last backup: {made:%Y-%m-%d %H:%M} ({age}), {last['file']}, {size(last['bytes'])}"
+    told = f"last backup: {made:%Y-%m-%d %H:%M} ({age}), {last['file']}, {size(last['bytes'])}"
+    if days >= OVERDUE_DAYS.get(data.get("every", ""), days + 1):  # killed, or its disk's own unit failed, say
+        told += f"; one every {data['every']} is asked for: the log of the unit {data['unit']} says why none came"
+    return told
 
 
 def describe_drill(data: dict[str, Any]) -> str:

@@ -225,11 +225,18 @@ def choose_on(data: FitData, machine: Machine, wishes: Wishes) -> Chosen:
         if below is not None and (best is None or below.chat.quality > best.chat.quality):
             best = _for_profile(data, machine, profile, wishes)
     if best is None:
-        raise UnsupportedError(
-            f"no model fits: {gib(sum(machine.free))} of free GPU memory, {gib(machine.ram_available)} of free memory",
-            hint="close programs, lower the reserve or the speed floor, or pin one that `ownstack fit --all` shows",
-        )
+        raise _nothing_fits(machine, wishes)
     return best
+
+
+def _nothing_fits(machine: Machine, wishes: Wishes) -> UnsupportedError:
+    free = f"{gib(sum(machine.free))} of free GPU memory, {gib(machine.ram_available)} of free memory"
+    named = ", ".join(f"{use} = {tag}" for use, tag in sorted(wishes.pins.items()))
+    return UnsupportedError(
+        f"no choice fits with what was named ({named}): {free}" if named else f"no model fits: {free}",
+        hint="close programs, lower the reserve or the speed floor, or pin one that `ownstack fit --all` shows"
+        + (" (`--set models.chat=...`)" if named else ""),
+    )
 
 
 def choice_of(c: Candidate, use: ModelUse, reasons: tuple[str, ...] = ()) -> ModelChoice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import io
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from . import ollama_api as api
-from .backup_file import Writer
+from .backup_file import Writer, filling
 from .core import Spec, StepError, read_json
 from .http import download, request
 from .secrets import read_secret
@@ -35,6 +36,8 @@ def copy_database(source: str, target: str) -> None:
             with contextlib.closing(copy):
                 live.backup(copy)
     except sqlite3.Error as error:
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, str(error), target) from error
         raise StepError(
             f"{source} cannot be copied: {error}", hint="`ownstack verify` looks at the service", code="database"
         ) from error
@@ -141,7 +144,7 @@ def add_vectors(out: Writer, spec: Spec, work: str) -> dict[str, Any]:
     for number, name in enumerate(names):
         member = f"vectors/{number}.snapshot"
         before = points(url, name, headers)
-        with _snapshot(url, name, headers) as made, tempfile.TemporaryFile(dir=work) as stream:
+        with _snapshot(url, name, headers) as made, filling(work), tempfile.TemporaryFile(dir=work) as stream:
             path = f"{_of(name)}/snapshots/{urllib.parse.quote(made['name'])}"
             sha256 = download(f"{url}{path}", stream, headers)
             if made.get("checksum") and sha256 != made["checksum"]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import backup_parts as parts
 from . import imports_n8n, restore
-from .backup import N8N_KEY, alone
+from .backup import N8N_KEY, UPLOADS, alone, tidy
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
 from .http import request
 from .imports_index import documents
@@ -89,6 +89,7 @@ def stage(spec: Spec, emit: Emit) -> Result:
                 hint="add it to `roles` and run `ownstack up`; nothing was changed",
                 code="role-missing",
             )
+        tidy(spec["work"], UPLOADS, spec["path"])
         restore._clear(spec)
         try:
             data = _staged(spec, source, emit)
@@ -232,8 +233,16 @@ def _open_webui(spec: Spec, source: Source, new: str, database: str, place: str)
         lost = _uploads(work, tables, new, place)
         notes += [f"{lost} files have no upload beside the database: only their text came along"] if lost else []
         notes += _settings(work, tables, about)
-        owner = work.execute("SELECT email FROM user WHERE role = 'admin' ORDER BY created_at LIMIT 1").fetchone()
+        owner = _first_admin(work)
     return {"owner": owner[0] if owner else "", "notes": notes}
+
+
+def _first_admin(work: sqlite3.Connection) -> Any:
+    """Who was there first. The oldest versions had another column for when."""
+    columns = {row[1] for row in work.execute("PRAGMA table_info(user)")}
+    when = "created_at" if "created_at" in columns else "rowid"
+    ask = f"SELECT email FROM user WHERE role = 'admin' ORDER BY {when} LIMIT 1"  # noqa: S608 - one of our two words
+    return work.execute(ask).fetchone()
 
 
 def _uploads(work: sqlite3.Connection, tables: set[str], new: str, place: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 
 from .core import Emit, Result, Spec, StepError, ids, progress, sync_folder
@@ -29,9 +30,10 @@ def files_of(store: str) -> Iterator[tuple[str, int]]:
 def copy(spec: Spec, emit: Emit) -> Result:
     """Copy a store and compare every file with its hash or its source. Goes on where it was cut off.
 
-    spec: from, to, owner, group, run_dir, later (either may have been serving since, and what is newer stays; an
-    earlier `drop` may have begun). Dry: data says what there is to copy. data: files, bytes (copied now), held (bytes
-    of the whole store), free. Raises StepError where a pull goes on, the disk is too small, or bytes differ.
+    spec: from, to, owner, group, bound (the engine's unit brings `to` to it), run_dir, later (either may have been
+    serving since, and what is newer stays; an earlier `drop` may have begun). Dry: data says what there is to copy.
+    data: files, bytes (copied now), held (bytes of the whole store), free. Raises StepError where a pull goes on, the
+    engine's account may not come there, the disk is too small, or bytes differ.
     """
     source, target = os.path.realpath(spec["from"]), os.path.realpath(spec["to"])
     _check(spec, source, target)
@@ -124,6 +126,29 @@ def _check(spec: Spec, source: str, target: str) -> None:
             hint="name an empty folder, or one that does not exist yet",
             code="store-foreign",
         )
+    closed = "" if spec.get("bound") else _closed(spec.get("owner", ""), target)
+    if closed:
+        raise StepError(
+            f"the account {spec['owner']}, under which the engine runs, may not enter {closed}",
+            hint=f"`chmod o+x {closed}` lets it, or name another folder; nothing was moved",
+            code="store-closed",
+        )
+
+
+def _closed(owner: str, path: str) -> str:
+    """The first folder on the way to a path that an account may not enter; empty where it may, or runs this itself."""
+    if not owner or os.geteuid() != 0:
+        return ""
+    uid, gid = ids(owner, owner)
+    way, closed = _existing(path), ""
+    while way != "/" and not _enters(way, uid, gid):
+        way, closed = os.path.dirname(way), way
+    return closed
+
+
+def _enters(path: str, uid: int, gid: int) -> bool:
+    """Asked as that account: modes alone do not say it, there may be access lists."""
+    return subprocess.run(["test", "-x", path], user=uid, group=gid, extra_groups=[], check=False).returncode == 0
 
 
 def _existing(path: str) -> str:

@@ -18,7 +18,7 @@ import urllib.parse
 from typing import Any
 
 from . import backup_parts as parts
-from .backup import alone, unlock
+from .backup import UPLOADS, alone, tidy, unlock
 from .backup_file import Reader, opened
 from .core import (
     Emit,
@@ -79,13 +79,14 @@ def _items(spec: Spec) -> list[dict[str, str]]:
 def stage(spec: Spec, emit: Emit) -> Result:
     """Lay everything ready beside what is there. Changes nothing that a service sees.
 
-    spec: file, var, services: [{name, folder}] (with qdrant's, which begins empty), records, secrets_dir, state, lock,
-    age, passphrase_file or identity_file.
+    spec: file, var, work, services: [{name, folder}] (with qdrant's, which begins empty), records, secrets_dir, state,
+    lock, age, passphrase_file or identity_file.
     """
     os.umask(0o077)
     with alone(spec["lock"]), opened(spec["file"]) as held:
         if _status(spec) in PENDING:
             raise StepError("an earlier restore was cut off", hint=HINT, code="restore-pending")
+        tidy(spec["work"], UPLOADS, spec["file"])
         try:
             _stage(held, spec, emit)
         except (StepError, OSError):

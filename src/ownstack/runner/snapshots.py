@@ -17,6 +17,7 @@ from typing import Any
 
 from .backup import alone
 from .core import (
+    FULL,
     Emit,
     Result,
     Spec,
@@ -34,7 +35,6 @@ from .restore import _remove
 from .snapshots_aside import SPARE, drop_replaced, fills, lying, replaced, set_aside, told, worked_with
 from .snapshots_counts import counts
 from .snapshots_data import (
-    FULL,
     HINT,
     copy_folder,
     copy_small,
