@@ -12,7 +12,7 @@ import pytest
 from ownstack.cli import reprovision, run
 from ownstack.engine import apply
 from ownstack.engine.session import Session
-from ownstack.errors import UnsupportedError
+from ownstack.errors import RunError, UnsupportedError
 from ownstack.kit import activate
 from ownstack.plan import Adopted
 from ownstack.settings import load
@@ -175,6 +175,53 @@ def test_collections_of_a_change_that_was_taken_back_are_left_to_prune(
     assert told(capsys)["error"]["code"] == "reprovision-reverted"
     last = [c for c in box.seen.commands if " box.write_manifest " in c and '"previous_plan": null' in c][-1]
     assert '"old_vectors": ["open-webui-snowflake-arctic-embed-22m-' in last
+
+
+EMBEDDING = ["--pin", "embedding=snowflake-arctic-embed:22m"]
+
+
+def carried(box: Box) -> list[str]:
+    return [c for c in box.seen.commands if "open_webui.reindex" in c and '"carried": true' in c]
+
+
+def test_documents_have_their_new_vectors_before_anything_is_switched(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
+    done = steps(box)
+    noted = next(i for i, c in enumerate(done) if c == "box.write_manifest")
+    order = [done.index("ollama.pull_wait"), noted, done.index("open_webui.vectors"),
+             done.index("box.write_manifest keep"), done.index("box.activate"), done.index("open_webui.reindex")]  # fmt: skip
+    assert order == sorted(order)
+    (command,) = [c for c in box.seen.commands if "open_webui.vectors" in c]
+    assert '"model": "snowflake-arctic-embed:22m"' in command
+    assert '"old": "open-webui"' in command
+    assert len(carried(box)) == 1, "after the switch only what came since"
+
+
+@pytest.mark.parametrize("why", ["it cannot embed", "it was cut off"])
+def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
+    why: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    if why == "it was cut off":  # people may work with the new collections already
+        old = machines.plan("rtx-4070").model_dump(mode="json")
+        box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
+    real = Session.step
+
+    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == "open_webui.vectors":
+            raise RunError(why)
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
+    assert ("indexed after the switch, and found bit by bit: it cannot" in capsys.readouterr().err) == (
+        why == "it cannot embed"
+    )
+    assert "open_webui.reindex" in steps(box)
+    assert carried(box) == []
 
 
 def test_prune_is_only_done_when_it_is_asked_for(

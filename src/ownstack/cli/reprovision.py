@@ -56,6 +56,7 @@ class Transaction:
     old: Plan
     plan: Plan
     change: Transition
+    carried: bool = False  # whether documents have their new vectors before the switch
 
     def bring(self, listen: Listen) -> None:
         """Pull and check the new models; the box goes on with the old ones. Nothing is switched if that fails."""
@@ -71,15 +72,47 @@ class Transaction:
             execute(session, bring, listen, plan=self.plan, old=self.old, check=self.change.engine is None)
             session.on_event = listen
             self._there(self._wait(self.plan, [model.tag for model in self.change.fetch]))
+        if self.change.reindex:
+            self.carried = self._carry(listen)
         execute(session, remember, listen, plan=self.plan, values={"previous_plan": kept(self.old)})
 
+    def _carry(self, listen: Listen) -> bool:
+        """Give documents their new vectors, in collections that nobody searches yet. Whether that was done.
+
+        Not where the switch may have been made already, by a run that was cut off: people work with the new ones then.
+        Where the model or Qdrant cannot be asked before the switch, documents are indexed after it.
+        """
+        from ..engine import units
+        from ..engine.apply import execute
+        from ..kit import activate
+
+        activate()
+        from deploy import remember, runner
+        from roles.open_webui import vectors_spec
+
+        session = self.site.session
+        if (self.site.state.manifest or {}).get("previous_plan"):
+            return False
+        execute(session, runner, listen, plan=self.plan)
+        # on record first: what a run that is cut off leaves behind is for `--prune`
+        execute(session, remember, listen, plan=self.plan, values={"old_vectors": self._unused(self.old)})
+        session.layout_runner = units.runner_python(self.plan)
+        session.on_event = listen
+        try:
+            session.step("open_webui.vectors", vectors_spec(self.plan, self.old.vectors))
+        except RunError as error:
+            note(f"documents are indexed after the switch, and found bit by bit: {error.message}")
+            return False
+        return True
+
     def settle(self) -> None:
-        """After the switch: what still goes on by itself ends, and documents are indexed anew where they must be."""
+        """After the switch: what still goes on by itself ends, and what came since is indexed too."""
         self._wait(self.plan)
         if self.change.reindex:
             from roles.open_webui import reindex_spec
 
-            self.site.session.step("open_webui.reindex", reindex_spec(self.plan, self.old.vectors))
+            spec = reindex_spec(self.plan, self.old.vectors, self.carried)
+            self.site.session.step("open_webui.reindex", spec)
 
     def _wait(self, plan: Plan, tags: list[str] | None = None) -> dict[str, dict[str, str]]:
         """Until no pull of a plan's models goes on; the errors of those that did not end well."""
