@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,8 +26,8 @@ FIELDS = {"tenant_id": {"type": "keyword", "is_tenant": True}, "metadata.file_id
 class Web(BaseHTTPRequestHandler):
     """The engine's embeddings, and what Open WebUI answers about files that are there."""
 
-    texts: list[str] = []
-    asked: list[dict[str, Any]] = []
+    texts: ClassVar[list[str]] = []
+    asked: ClassVar[list[dict[str, Any]]] = []
     fails = False
     index: Any = None
 

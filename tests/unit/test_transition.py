@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli.reprovision import quality_of
-from ownstack.errors import ConfigError, DetectionError
+from ownstack.errors import ConfigError, DetectionError, UnsupportedError
 from ownstack.hardware.change import describe_change
 from ownstack.hardware.whatif import with_cards
 from ownstack.plan import VECTORS, Plan
@@ -84,6 +84,15 @@ def test_models_are_kept_where_their_owner_says_so() -> None:
     again = plan("rtx-4090", state=box(kept))
     assert chat(again) == chat(old), "it stays so"
     assert chat(plan("rtx-4090", {"models.refit": True}, state=box(kept))) == chat(plan("rtx-4090"))
+
+
+@pytest.mark.parametrize("keys", [{"models.keep": True}, {"models.chat": "qwen3.6:27b"}])
+def test_what_is_kept_or_pinned_and_fits_no_longer_is_named_with_the_way_out(keys: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=r"what is pinned or kept \(.*qwen3.6:27b") as caught:
+        plan("gtx-1060", keys, state=box(plan("rtx-4090")))
+    assert caught.value.code == "pinned-too-large"
+    assert "--keep-models" in caught.value.hint
+    assert chat(plan("gtx-1060", state=box(plan("rtx-4090")))) != "qwen3.6:27b"
 
 
 def test_a_pinned_model_is_taken_and_told() -> None:
