@@ -22,6 +22,7 @@ from tests.cli.standing import Box
 from tests.unit import machines
 
 activate()
+EMBEDDING = ["--pin", "embedding=snowflake-arctic-embed:22m"]
 
 
 @pytest.fixture
@@ -144,6 +145,48 @@ def test_a_model_that_cannot_be_fetched_switches_nothing(
     assert not [name for name in steps(box) if name.startswith("box.write_manifest")]
 
 
+@pytest.mark.parametrize(
+    ("pins", "step", "answer"),
+    [([], "ollama.chat_check", {"answered": False}), (EMBEDDING, "ollama.embed_check", {"dimension": 0}),
+     (EMBEDDING, "ollama.embed_check", None)],
+)  # fmt: skip
+def test_a_fetched_model_that_does_not_answer_switches_nothing(
+    pins: list[str], step: str, answer: dict[str, Any] | None, box: Box, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A second run asks again, also where the model is there since the first."""
+    monkeypatch.setitem(standing.ANSWERS, step, answer or {})
+    real = Session.step
+
+    def broken(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == step and answer is None:
+            raise RunError("it does not fit into memory", hint="a smaller one", code="model-too-big")
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", broken)
+    for _ in range(2):
+        box.seen.commands.clear()
+        assert run(["up", "--yes", "--json", *pins]) == 1
+        error = told(capsys)["error"]
+        assert error["code"] == "model-silent"
+        assert error["message"].endswith("; the box goes on as before")
+        assert ("does not fit into memory" in error["message"]) == (answer is None)
+        assert "box.activate" not in steps(box)
+        assert not [name for name in steps(box) if name.startswith("box.write_manifest")]
+        there = [model.tag for model in machines.plan("rtx-4090").models]
+        monkeypatch.setitem(standing.ANSWERS, "ollama.ensure", {"present": there, "missing": [], "wrong": {}})
+
+
+def test_with_other_parts_of_the_engine_the_first_question_comes_after_the_switch(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    box.state = machines.box(machines.plan("bare-server"))
+    monkeypatch.setitem(standing.ANSWERS, "ollama.chat_check", {"answered": False})
+    assert run(["up", "--yes", "--json"]) == 0
+    assert told(capsys)["data"]["change"]["engine"] == {"old": "cpu", "new": "cuda"}
+
+
 def test_a_run_that_was_cut_off_goes_on_from_the_plan_it_came_from(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,9 +218,6 @@ def test_collections_of_a_change_that_was_taken_back_are_left_to_prune(
     assert told(capsys)["error"]["code"] == "reprovision-reverted"
     last = [c for c in box.seen.commands if " box.write_manifest " in c and '"previous_plan": null' in c][-1]
     assert '"old_vectors": ["open-webui-snowflake-arctic-embed-22m-' in last
-
-
-EMBEDDING = ["--pin", "embedding=snowflake-arctic-embed:22m"]
 
 
 def carried(box: Box) -> list[str]:
@@ -248,6 +288,15 @@ def test_prune_is_only_done_when_it_is_asked_for(
         verdict(monkeypatch, outcome, role)
         assert run(["up", "--yes", "--prune"]) == 1
         assert ("ollama.prune" in steps(box)) == pruned
+
+
+def test_what_was_not_verified_is_not_pruned(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(standing.ANSWERS, "ollama.leftovers", {"models": [{"model": "old:1b", "bytes": 2**30}]})
+    assert run(["up", "--yes", "--prune", "--no-verify"]) == 0
+    assert "no longer needed: old:1b" in capsys.readouterr().err
+    assert "ollama.prune" not in steps(box)
 
 
 @pytest.mark.parametrize("engine", ["own", "used", "adopted"])

@@ -441,12 +441,13 @@ def test_qdrant_that_was_upgraded_since_keeps_its_data(
     assert specs(box, "snapshots.put")[0]["leave"] == ["qdrant"]
 
 
+@pytest.mark.parametrize("role", ["open_webui", "qdrant"])
 @pytest.mark.parametrize("changed", [True, False])
 def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
-    changed: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    changed: bool, role: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The snapshot has the collections of then; the box looks for others, and would find no document."""
-    row = snapshot(box, "open_webui", **{"from": {"open-webui": "0.11.4"}})
+    row = snapshot(box, role, **{"from": {role.replace("_", "-"): "0.11.4"}})
     held = row["plan"]["vectors"]
     if changed:
         box.state = machines.box(machines.plan().model_copy(update={"vectors": "open-webui-other"}))

@@ -68,10 +68,12 @@ class Transaction:
 
         session = self.site.session
         if self.change.fetch:
-            # with other parts the engine of today may not be able to load them: `verify` has the first chat then
-            execute(session, bring, listen, plan=self.plan, old=self.old, check=self.change.engine is None)
+            execute(session, bring, listen, plan=self.plan, old=self.old)
             session.on_event = listen
             self._there(self._wait(self.plan, [model.tag for model in self.change.fetch]))
+        # with other parts the engine of today may not be able to load them: `verify` has the first chat then
+        if self.change.engine is None:
+            self._answer()
         if self.change.reindex:
             self.carried = self._carry(listen)
         execute(session, remember, listen, plan=self.plan, values={"previous_plan": kept(self.old)})
@@ -143,6 +145,27 @@ class Transaction:
                     f"{model.tag} was not fetched: {why}; the box goes on as before",
                     hint=error.get("hint") or "`ownstack up` goes on where it stopped",
                     code=error.get("code") or "not-fetched",
+                )
+
+    def _answer(self) -> None:
+        """Raises RunError when a new model does not answer: nothing was switched yet.
+
+        Asked here and not by the pull, which has nothing to do when a later run finds the model there.
+        """
+        had = {model.tag for model in self.old.models}
+        for model in {m.tag: m for m in self.plan.models if m.source == "registry" and m.tag not in had}.values():
+            name = "ollama.embed_check" if model.use == "embedding" else "ollama.chat_check"
+            try:
+                said = self.site.session.step(name, {"url": self.plan.engine_url, "model": model.tag, "timeout": 1800})
+                why, hint = "it gives no answer", "`ownstack logs ollama` shows why"
+                right = said["dimension"] if model.use == "embedding" else said["answered"]
+            except RunError as error:
+                why, hint, right = error.message, error.hint, False
+            if not right:
+                raise RunError(
+                    f"{model.tag} is there and cannot be used: {why}; the box goes on as before",
+                    hint=f"{hint}; `ownstack up --keep-models` stays with the present models",
+                    code="model-silent",
                 )
 
     def end(self, report: VerifyReport) -> None:
@@ -253,8 +276,13 @@ def wrong(report: VerifyReport) -> str:
 
 
 def settled(report: VerifyReport) -> bool:
-    """Whether what is left of earlier plans may go. An edited file, say, is no reason to keep models for ever."""
-    return all(r.outcome.status in ("ok", "skipped") for r in report.results if r.check.role in CONCERNED)
+    """Whether what is left of earlier plans may go: not where nothing was looked at.
+
+    An edited file, say, is no reason to keep models for ever.
+    """
+    return bool(report.results) and all(
+        r.outcome.status in ("ok", "skipped") for r in report.results if r.check.role in CONCERNED
+    )
 
 
 def keep_tags(site: Site, plan: Plan) -> list[str]:

@@ -89,7 +89,8 @@ def way_back(site: Site, plan: Plan, row: dict[str, Any], listen: Any, patience_
     moved = [before[name] for name in row["from"] if name in before]
     now = {item.name: item.version for part in plan.roles for item in part.artifacts}
     other = row["role"] != "qdrant" and "qdrant" in before and now.get("qdrant") != before["qdrant"].version
-    indexed = row["plan"].get("vectors", "") if row["role"] == "open_webui" and not other else ""
+    documents = plan.has("open_webui") and row["role"] in ("open_webui", "qdrant")
+    indexed = row["plan"].get("vectors", "") if documents and not other else ""
     leave = ("qdrant",) if other else MODELS if row["role"] == "ollama" else ()
     return Change(
         site, row["role"], plan, (with_artifacts(plan, moved),), listen, patience_s, kind="rollback", put=row["id"],
