@@ -231,8 +231,8 @@ def test_documents_have_their_new_vectors_before_anything_is_switched(
     assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
     done = steps(box)
     noted = next(i for i, c in enumerate(done) if c == "box.write_manifest")
-    order = [done.index("ollama.pull_wait"), noted, done.index("open_webui.vectors"),
-             done.index("box.write_manifest keep"), done.index("box.activate"), done.index("open_webui.reindex")]  # fmt: skip
+    names = ("open_webui.vectors", "box.write_manifest keep", "box.activate", "open_webui.reindex")
+    order = [done.index("ollama.pull_wait"), noted, *map(done.index, names)]
     assert order == sorted(order)
     (command,) = [c for c in box.seen.commands if "open_webui.vectors" in c]
     assert '"model": "snowflake-arctic-embed:22m"' in command

@@ -71,17 +71,18 @@ class Transaction:
             execute(session, bring, listen, plan=self.plan, old=self.old)
             session.on_event = listen
             self._there(self._wait(self.plan, [model.tag for model in self.change.fetch]))
-        # with other parts the engine of today may not be able to load them: `verify` has the first chat then
-        if self.change.engine is None:
-            self._answer()
-        if self.change.reindex:
-            self.carried = self._carry(listen)
+        # a run that was cut off has asked, and may have switched
+        if not (self.site.state.manifest or {}).get("previous_plan"):
+            # with other parts the engine of today may not be able to load them: `verify` has the first chat then
+            if self.change.engine is None:
+                self._answer()
+            if self.change.reindex:
+                self.carried = self._carry(listen)
         execute(session, remember, listen, plan=self.plan, values={"previous_plan": kept(self.old)})
 
     def _carry(self, listen: Listen) -> bool:
         """Give documents their new vectors, in collections that nobody searches yet. Whether that was done.
 
-        Not where the switch may have been made already, by a run that was cut off: people work with the new ones then.
         Where the model or Qdrant cannot be asked before the switch, documents are indexed after it.
         """
         from ..engine import units
@@ -93,8 +94,6 @@ class Transaction:
         from roles.open_webui import vectors_spec
 
         session = self.site.session
-        if (self.site.state.manifest or {}).get("previous_plan"):
-            return False
         execute(session, runner, listen, plan=self.plan)
         # on record first: what a run that is cut off leaves behind is for `--prune`
         execute(session, remember, listen, plan=self.plan, values={"old_vectors": self._unused(self.old)})
