@@ -493,6 +493,28 @@ def test_without_a_snapshot_there_is_no_way_back(box: Box, capsys: pytest.Captur
     assert "restore" in error["hint"]
 
 
+def test_a_service_that_was_left_out_since_has_no_way_back_and_the_others_have(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = snapshot(box)
+    less = machines.plan().model_copy(
+        update={"roles": tuple(part for part in machines.plan().roles if part.name != "n8n")}
+    )
+    box.state = machines.box(less)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
+    assert run(["rollback", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "no-snapshot"
+    assert "n8n was left out of the box since" in error["message"]
+    assert "snapshots.take" not in steps(box)
+    about = {"from": {"ollama": "0.32.15"}, "to": {"ollama": LOCK["ollama"]}}
+    other = snapshot(box, "ollama", **about, id="two")
+    box.state = machines.box(less)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [other, row]})
+    assert run(["rollback", "--yes", "--json"]) == 0
+    assert [one["service"] for one in told(capsys)["data"]["done"]] == ["ollama"]
+
+
 def test_snapshots_are_shown_and_can_be_discarded(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -624,10 +646,14 @@ def test_a_rehearsal_that_fails_touches_nothing(
     assert "/opt/ownstack/open_webui/staged" in specs(box, "artifacts.remove")[-1]["paths"]
 
 
-def test_too_little_memory_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [("snapshots.rehearsal", "memory"), ("snapshots.rehearsal", "port-taken"), ("snapshots.space", "disk-full")],
+)
+def test_too_little_room_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
+    step: str, code: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing(monkeypatch, "snapshots.rehearsal", RunError("7 MiB of memory are free", code="memory"))
+    failing(monkeypatch, step, RunError("7 MiB are free", code=code))
     assert run(["upgrade", "open_webui", "--yes", "--json"]) == 0
     said = capsys.readouterr()
     assert not json.loads(said.out)["data"]["done"][0]["rehearsed"]

@@ -58,14 +58,22 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
 def chosen(site: Site, plan: Plan, service: str) -> list[dict[str, Any]]:
     """The snapshots of the last upgrade, the last service first; one of them where it is named.
 
-    Raises RunError where there is none.
+    Services that were left out since have no way back. Raises RunError where there is none.
     """
     from ..upgrading import role_named
 
     wanted = role_named(plan, service) if service else ""
-    rows = [row for row in held(site, plan)["snapshots"] if not wanted or row["role"] == wanted]
+    found = [row for row in held(site, plan)["snapshots"] if not wanted or row["role"] == wanted]
+    rows = [row for row in found if plan.has(row["role"])]
     if not rows:
         what = f" of {wanted}" if wanted else ""
+        gone = ", ".join(dict.fromkeys(row["role"] for row in found))
+        if gone:
+            raise RunError(
+                f"{gone} was left out of the box since, and only of that there is a snapshot",
+                hint="put it into `roles` again and run `ownstack up`, then go back",
+                code="no-snapshot",
+            )
         raise RunError(
             f"there is no snapshot{what} to go back to",
             hint="`ownstack upgrade` takes one each time; `ownstack restore` puts a backup back",
