@@ -154,8 +154,10 @@ def test_what_if_there_were_another_card() -> None:
     assert plan(two).engine == "cuda"
     assert len(two.gpus) == 2
     assert plan(with_cards(machines.report("rtx-4090"), None)).engine == "cpu"
-    broken = with_cards(machines.report("driver-mismatch"), cards.find("RTX 5090"))
-    assert broken.fatal == (), "the card that is there is the one to be replaced"
+    for machine in ("driver-mismatch", "amd-nomodeset", "arc-unknown-size", "rx-6700-xt", "wsl2-no-library"):
+        assert machines.report(machine).fatal
+        broken = with_cards(machines.report(machine), cards.find("RTX 5090"))
+        assert broken.fatal == (), "the card that is there is the one to be replaced"
     with pytest.raises(ConfigError, match="part of a machine"):
         with_cards(machines.report("bare-server"), next(card for card in cards.cards if card.kind == "unified"))
 
