@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,21 @@ def test_models_are_kept_where_their_owner_says_so() -> None:
     again = plan("rtx-4090", state=box(kept))
     assert chat(again) == chat(old), "it stays so"
     assert chat(plan("rtx-4090", {"models.refit": True}, state=box(kept))) == chat(plan("rtx-4090"))
+
+
+def test_a_newer_catalogue_or_other_profiles_are_told_and_move_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stands = box(plan("rtx-4090"))
+    same = plan("rtx-4090", state=stands)
+    assert not [text for text in same.warnings if "--refit" in text]
+    today = machines.data()
+    later = replace(today, fit=replace(today.fit, digest="another"))
+    monkeypatch.setattr(machines, "data", lambda: later)
+    told = plan("rtx-4090", state=stands)
+    assert [text for text in told.warnings if "machine classes" in text and "--refit" in text]
+    assert (told.models, told.model_data) == (same.models, same.model_data)
+    again = plan("rtx-4090", {"models.refit": True}, state=stands)
+    assert again.model_data == "another"
+    assert not [text for text in plan("rtx-4090", state=box(again)).warnings if "--refit" in text]
 
 
 @pytest.mark.parametrize("keys", [{"models.keep": True}, {"models.chat": "qwen3.6:27b"}])
