@@ -281,7 +281,7 @@ def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
 
     monkeypatch.setattr(Session, "step", step)
     assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
-    assert ("indexed after the switch, and found bit by bit: it cannot" in capsys.readouterr().err) == (
+    assert ("indexed by Open WebUI, and found bit by bit: it cannot" in capsys.readouterr().err) == (
         why == "it cannot embed"
     )
     assert "open_webui.reindex" in steps(box)

@@ -469,6 +469,8 @@ def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
     capsys.readouterr()
     asked = [(spec["qdrant"]["old"], spec["qdrant"]["new"]) for spec in specs(box, "open_webui.reindex")]
     assert asked == ([(held, "open-webui-other")] if changed else [])
+    first = [spec["qdrant"]["new"] for spec in specs(box, "open_webui.vectors")]
+    assert first == ["open-webui-other"] * changed, "memories come by their texts alone"
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError
+from . import indexing
 from .output import note, size
 from .progress import silent
 
@@ -91,7 +92,6 @@ class Transaction:
 
         activate()
         from deploy import remember, runner
-        from roles.open_webui import vectors_spec
 
         session = self.site.session
         execute(session, runner, listen, plan=self.plan)
@@ -99,21 +99,13 @@ class Transaction:
         execute(session, remember, listen, plan=self.plan, values={"old_vectors": self._unused(self.old)})
         session.layout_runner = units.runner_python(self.plan)
         session.on_event = listen
-        try:
-            session.step("open_webui.vectors", vectors_spec(self.plan, self.old.vectors))
-        except RunError as error:
-            note(f"documents are indexed after the switch, and found bit by bit: {error.message}")
-            return False
-        return True
+        return indexing.carry(session.step, self.plan, self.old.vectors)
 
     def settle(self) -> None:
         """After the switch: what still goes on by itself ends, and what came since is indexed too."""
         self._wait(self.plan)
         if self.change.reindex:
-            from roles.open_webui import reindex_spec
-
-            spec = reindex_spec(self.plan, self.old.vectors, self.carried)
-            self.site.session.step("open_webui.reindex", spec)
+            indexing.rest(self.site.session.step, self.plan, self.old.vectors, self.carried)
 
     def _wait(self, plan: Plan, tags: list[str] | None = None) -> dict[str, dict[str, str]]:
         """Until no pull of a plan's models goes on; the errors of those that did not end well."""

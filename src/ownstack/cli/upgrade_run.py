@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError
+from . import indexing
 from .output import note
 from .progress import silent
 
@@ -175,9 +176,7 @@ class Change:
 
         execute(self.site.session, apply, self.listen, plan=self.plan)
         if self.vectors and self.vectors != self.plan.vectors:
-            from roles.open_webui import reindex_spec
-
-            self.step("open_webui.reindex", reindex_spec(self.plan, self.vectors))
+            indexing.anew(self.step, self.plan, self.vectors)
         report = verify(self.plan, self.site.session, said, upgrades.GATE[self.role])
         why = wrong(report)
         if why:
