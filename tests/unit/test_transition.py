@@ -102,6 +102,14 @@ def test_a_newer_catalogue_or_other_profiles_are_told_and_move_nothing(monkeypat
     assert not [text for text in plan("rtx-4090", state=box(again)).warnings if "--refit" in text]
 
 
+def test_the_small_models_that_came_with_the_kit_are_kept_too_when_the_registry_is_back() -> None:
+    away = plan("rtx-4090", answers=sources(models="no route"))
+    assert away.model("chat") is not None
+    assert away.deferred_model is not None
+    assert chat(plan("rtx-4090", state=box(away))) == away.deferred_model.tag
+    assert plan("rtx-4090", {"models.keep": True}, state=box(away)).models == away.models
+
+
 @pytest.mark.parametrize("keys", [{"models.keep": True}, {"models.chat": "qwen3.6:27b"}])
 def test_what_is_kept_or_pinned_and_fits_no_longer_is_named_with_the_way_out(keys: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=r"what is pinned or kept \(.*qwen3.6:27b") as caught:

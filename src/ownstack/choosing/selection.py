@@ -33,7 +33,8 @@ def select(
     today = data.fit.digest
     anew = settings.role("models").refit
     kept = None if anew else _recorded(report, settings, state, engine, url, existing)
-    if kept is not None and not (kept.deferred is not None and not sources.models):
+    better = kept is not None and kept.deferred is not None and not sources.models
+    if kept is not None and (settings.role("models").keep or not better):
         return _told(kept, today)
     wanted = wishes(settings)
     bootstrap = _bootstrap(report, data, settings)
