@@ -142,6 +142,8 @@ def test_more_memory_another_embedding_model_and_prune(box: Host, ownstack: Owns
     file = json.loads(box.output(f"{sent} '{open_webui.url(plan)}{path}'"))
     add = f"/api/v1/knowledge/{base['id']}/file/add"
     assert web(box, plan, "POST", add, {"file_id": file["id"]}, token)[0] == 200
+    liked = {"content": "The owner of the house likes boats."}
+    assert web(box, plan, "POST", "/api/v1/memories/add", liked, token)[0] == 200
     shown = ownstack.json("plan", "--from", str(reports[48]), "--pin", f"embedding={OTHER}")
     assert "indexed anew" in shown["change"]["reindex"]
 
@@ -162,6 +164,8 @@ def test_more_memory_another_embedding_model_and_prune(box: Host, ownstack: Owns
     status, answer = web(box, now, "POST", "/api/v1/retrieval/query/collection", query, token)
     assert status == 200, answer
     assert "harbour-4711" in json.dumps(answer)
+    status, answer = web(box, now, "POST", "/api/v1/memories/query", {"content": "What does the owner like?"}, token)
+    assert (status, "boats" in json.dumps(answer)) == (200, True), answer
 
     pruned = up(ownstack, reports[48], "--pin", f"embedding={OTHER}", "--prune")
     gone = {row.get("model") or row["collection"] for row in pruned["leftovers"] if row["removed"]}
