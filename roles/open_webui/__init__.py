@@ -152,10 +152,27 @@ def model_steps(plan: Plan, tag: str) -> list[dict[str, Any]]:
     return [{"step": "open_webui.configure", "spec": configure_spec(plan)}]
 
 
-def reindex_spec(plan: Plan, old: str) -> dict[str, Any]:
-    """The specification of `open_webui.reindex`. `old`: the beginning of the earlier collections' names."""
-    store = {"url": qdrant_url(plan), "secret": "qdrant_api_key", "old": old, "new": plan.vectors}
-    return {**identity(plan), "qdrant": store}
+def reindex_spec(plan: Plan, old: str, carried: bool = False) -> dict[str, Any]:
+    """The specification of `open_webui.reindex`. `old`: the beginning of the earlier collections' names.
+
+    `carried`: `open_webui.vectors` has filled the new ones.
+    """
+    return {**identity(plan), "qdrant": _collections(plan, old), "carried": carried}
+
+
+def vectors_spec(plan: Plan, old: str) -> dict[str, Any]:
+    """The specification of `open_webui.vectors`: the plan's embedding model, for what lies in earlier collections."""
+    embedding = plan.model("embedding")
+    return {
+        "secrets_dir": plan.layout.secrets,
+        "engine": plan.engine_url,
+        "model": owned.tag(embedding.tag) if embedding else "",
+        "qdrant": _collections(plan, old),
+    }
+
+
+def _collections(plan: Plan, old: str) -> dict[str, str]:
+    return {"url": qdrant_url(plan), "secret": "qdrant_api_key", "old": old, "new": plan.vectors}
 
 
 def password_spec(plan: Plan) -> dict[str, Any]:

@@ -29,6 +29,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "box.missing": {"missing": []},
     "box.disk": {"folders": [], "disks": []},
     "box.state": {"manifest": {}, "releases": {}, "services": {}, "work": {}},
+    "ollama.chat_check": {"answered": True},
+    "ollama.embed_check": {"dimension": 384},
     "ollama.ensure": {"present": [], "missing": [], "wrong": {}},
     "ollama.leftovers": {"models": []},
     "ollama.prune": {"models": []},

@@ -449,6 +449,8 @@ def test_another_embedding_model_indexes_documents_anew(
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": other})
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
     assert spec(box, "open_webui.reindex")["qdrant"]["old"] == "open-webui"
+    assert spec(box, "open_webui.reindex")["carried"]
+    assert steps(box).index("open_webui.vectors") < steps(box).index("open_webui.reindex")
     capsys.readouterr()
 
 

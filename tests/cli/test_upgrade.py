@@ -215,6 +215,19 @@ def test_what_fails_puts_program_and_data_back(
     assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"
 
 
+def test_a_way_back_that_fails_too_says_both_reasons(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    failing(monkeypatch, "snapshots.revert", RunError("no space left", hint="free disk space", code="disk-full"))
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "upgrade-stuck"
+    assert "no answer came" in error["message"]
+    assert "no space left" in error["message"]
+    assert error["hint"].startswith("free disk space; then run `ownstack up`")
+
+
 def test_checks_that_fail_with_the_old_version_too_are_said(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,12 +454,13 @@ def test_qdrant_that_was_upgraded_since_keeps_its_data(
     assert specs(box, "snapshots.put")[0]["leave"] == ["qdrant"]
 
 
+@pytest.mark.parametrize("role", ["open_webui", "qdrant"])
 @pytest.mark.parametrize("changed", [True, False])
 def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
-    changed: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    changed: bool, role: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The snapshot has the collections of then; the box looks for others, and would find no document."""
-    row = snapshot(box, "open_webui", **{"from": {"open-webui": "0.11.4"}})
+    row = snapshot(box, role, **{"from": {role.replace("_", "-"): "0.11.4"}})
     held = row["plan"]["vectors"]
     if changed:
         box.state = machines.box(machines.plan().model_copy(update={"vectors": "open-webui-other"}))
@@ -455,6 +469,8 @@ def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
     capsys.readouterr()
     asked = [(spec["qdrant"]["old"], spec["qdrant"]["new"]) for spec in specs(box, "open_webui.reindex")]
     assert asked == ([(held, "open-webui-other")] if changed else [])
+    first = [spec["qdrant"]["new"] for spec in specs(box, "open_webui.vectors")]
+    assert first == ["open-webui-other"] * changed, "memories come by their texts alone"
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -490,6 +506,28 @@ def test_without_a_snapshot_there_is_no_way_back(box: Box, capsys: pytest.Captur
     error = told(capsys)["error"]
     assert error["code"] == "no-snapshot"
     assert "restore" in error["hint"]
+
+
+def test_a_service_that_was_left_out_since_has_no_way_back_and_the_others_have(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = snapshot(box)
+    less = machines.plan().model_copy(
+        update={"roles": tuple(part for part in machines.plan().roles if part.name != "n8n")}
+    )
+    box.state = machines.box(less)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
+    assert run(["rollback", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "no-snapshot"
+    assert "n8n was left out of the box since" in error["message"]
+    assert "snapshots.take" not in steps(box)
+    about = {"from": {"ollama": "0.32.15"}, "to": {"ollama": LOCK["ollama"]}}
+    other = snapshot(box, "ollama", **about, id="two")
+    box.state = machines.box(less)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [other, row]})
+    assert run(["rollback", "--yes", "--json"]) == 0
+    assert [one["service"] for one in told(capsys)["data"]["done"]] == ["ollama"]
 
 
 def test_snapshots_are_shown_and_can_be_discarded(
@@ -623,10 +661,14 @@ def test_a_rehearsal_that_fails_touches_nothing(
     assert "/opt/ownstack/open_webui/staged" in specs(box, "artifacts.remove")[-1]["paths"]
 
 
-def test_too_little_memory_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [("snapshots.rehearsal", "memory"), ("snapshots.rehearsal", "port-taken"), ("snapshots.space", "disk-full")],
+)
+def test_too_little_room_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
+    step: str, code: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing(monkeypatch, "snapshots.rehearsal", RunError("7 MiB of memory are free", code="memory"))
+    failing(monkeypatch, step, RunError("7 MiB are free", code=code))
     assert run(["upgrade", "open_webui", "--yes", "--json"]) == 0
     said = capsys.readouterr()
     assert not json.loads(said.out)["data"]["done"][0]["rehearsed"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from . import indexing
 from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
@@ -89,9 +90,7 @@ class Restoring:
             models = self.step("restore.models", url=plan.engine_url, folder=backups.store(plan))["models"]
         execute(self.site.session, apply, self.listen, plan=plan)
         if "open_webui" in self.about["services"] and plan.vectors != self.about["box"]["vectors"]:
-            from roles.open_webui import reindex_spec
-
-            self.site.session.step("open_webui.reindex", reindex_spec(plan, self.about["box"]["vectors"]))
+            indexing.anew(self.site.session.step, plan, self.about["box"]["vectors"])
         return models
 
     def _verified(self) -> VerifyReport:
