@@ -261,6 +261,38 @@ def test_another_box_of_the_same_name_keeps_its_backups(box: SmallBox) -> None:
     assert f"small-box-{'a' * 12}-" in data["file"]
 
 
+def test_what_another_box_is_writing_there_stays(box: SmallBox) -> None:
+    """Boxes that share a folder have their timers at the same hour."""
+    folder, stamp = box.folder / "backups", "20260101T000000Z.tar.part"
+    folder.mkdir()
+    mine, other = f"ownstack-small-box-{'a' * 12}-{stamp}", f"ownstack-small-box-{'b' * 12}-{stamp}"
+    for name in (mine, other):
+        (folder / name).write_text("half")
+    data = made(box, mark="a" * 12)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([other, Path(data["file"]).name])
+
+
+def test_a_clock_that_went_back_does_not_remove_what_was_just_made(box: SmallBox) -> None:
+    folder = box.folder / "backups"
+    folder.mkdir()
+    later = [f"ownstack-small-box-2099010{day}T000000Z.tar" for day in (1, 2)]
+    for name in later:
+        (folder / name).write_text("x")
+    data = made(box, keep=2)
+    assert data["removed"] == []
+    assert Path(data["file"]).exists()
+
+
+def test_one_that_could_not_be_opened_again_is_none(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup, "contents", full)
+    with pytest.raises(OSError, match="No space"):
+        made(box)
+    assert not list((box.folder / "backups").iterdir())
+
+
 def test_a_run_that_fails_leaves_nothing_and_removes_nothing(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = box.folder / "backups"
     folder.mkdir()

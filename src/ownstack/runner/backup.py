@@ -41,15 +41,19 @@ def name_of(spec: Spec, stamp: str) -> str:
     return f"ownstack-{label(spec['hostname'])}{mark}-{stamp}.tar"
 
 
-def ours(folder: str, spec: Spec) -> list[str]:
-    """The whole backups of this box in a folder, oldest first. spec: hostname, mark.
+def ours(folder: str, spec: Spec, end: str = "") -> list[str]:
+    """The whole backups of this box in a folder, oldest first; with `end` what lies there under such names and that
+    ending. spec: hostname, mark.
 
     Another box may have the same name. So those with this box's mark, or where it has none those of its name without.
     """
     own = spec.get("mark", "")
+    names = (
+        [name.removesuffix(end) for name in os.listdir(folder) if name.endswith(end)] if os.path.isdir(folder) else []
+    )
     found = [
-        (held[3], name)
-        for name in (os.listdir(folder) if os.path.isdir(folder) else [])
+        (held[3], name + end)
+        for name in names
         if (held := NAMED.fullmatch(name)) and (held[2] == own if own else name == name_of(spec, held[3]))
     ]
     return [os.path.join(folder, name) for _, name in sorted(found)]
@@ -151,10 +155,10 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
                 held.check()
                 held.unlock(spec, data)
                 contents(held, spec["work"], emit)
-        except StepError:
+        except (StepError, OSError):  # not looked at, on a full disk say: nobody may take it for a sound one
             os.unlink(path)
             raise
-        dropped = _keep(folder, spec)
+        dropped = _keep(folder, spec, path)
         last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
     told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
@@ -199,9 +203,8 @@ def _folder(spec: Spec) -> str:
         )
     if not os.path.isdir(folder):
         os.makedirs(folder, 0o700)
-    for name in os.listdir(folder):
-        if name.startswith("ownstack-") and name.endswith(PART):
-            os.unlink(os.path.join(folder, name))
+    for half in ours(folder, spec, PART):  # another box may be writing its own there just now
+        os.unlink(half)
     return folder
 
 
@@ -290,9 +293,11 @@ def _models(out: Writer, spec: Spec) -> tuple[list[dict[str, Any]], str]:
         return [], error.message
 
 
-def _keep(folder: str, spec: Spec) -> list[str]:
-    """Remove the oldest whole backups of this box beyond the number that is kept; never the newest."""
-    over = ours(folder, spec)[: -max(1, int(spec["keep"]))]
+def _keep(folder: str, spec: Spec, made: str) -> list[str]:
+    """Remove the oldest whole backups of this box beyond the number that is kept; never the one that was made just now,
+    which a clock that went back makes the oldest by its name.
+    """
+    over = [path for path in ours(folder, spec)[: -max(1, int(spec["keep"]))] if path != made]
     for path in over:
         os.unlink(path)
     return over
