@@ -332,6 +332,25 @@ def test_links_in_a_service_folder_are_not_followed(box: SmallBox, tmp_path: Pat
     assert {"webui.db", "first-note.txt"} <= {Path(name).name for name in held.index}
 
 
+@pytest.mark.parametrize("linked", ["n8n/.n8n/database.sqlite", "n8n/.n8n/config", "n8n/.n8n"])
+def test_a_database_of_another_service_is_not_saved_as_its_own(linked: str, box: SmallBox) -> None:
+    """A link in n8n's folder to Open WebUI's database: after a restore, or in a drill, it would be n8n's to read."""
+    link, others = box.var / linked, box.var / "open_webui"
+    link.rename(box.folder / "gone")
+    link.symlink_to(others if linked.endswith(".n8n") else others / "webui.db")
+    with pytest.raises(StepError) as caught:
+        made(box)
+    assert caught.value.code == "link"
+    assert linked in caught.value.message
+    assert not list((box.folder / "backups").iterdir())
+
+
+def test_a_data_folder_may_be_a_link_itself(box: SmallBox) -> None:
+    (box.var / "n8n").rename(box.folder / "disk")
+    (box.var / "n8n").symlink_to(box.folder / "disk")
+    assert made(box)["holds"]["workflows"] == 1
+
+
 def test_two_at_once_are_refused(box: SmallBox) -> None:
     with open(box.var / "run/lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -848,6 +848,16 @@ def test_a_copy_for_a_rehearsal_is_whole_while_it_is_written_to(box: Box) -> Non
     assert (copy / ".n8n/database.sqlite").stat().st_mode == path.stat().st_mode
 
 
+def test_a_copy_for_a_rehearsal_is_of_its_own_database_alone(box: Box) -> None:
+    (item,) = box.spec()["items"]
+    link, other = box.flow / ".n8n/database.sqlite", box.folder / "other.sqlite"
+    link.rename(other)
+    link.symlink_to(other)
+    with pytest.raises(StepError) as caught:
+        snapshots_rehearsal.copy_live(item, str(box.folder / "rehearsal/n8n"))
+    assert caught.value.code == "link"
+
+
 def test_a_copy_for_a_rehearsal_bears_a_file_that_goes_meanwhile(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """As SQLite's journals do."""
     (item,) = box.spec()["items"]

@@ -230,9 +230,9 @@ def _secrets(spec: Spec) -> dict[str, dict[str, str]]:
     files = {}
     for one in spec["services"]:
         for name in one["sealed"]:
-            path = os.path.join(one["folder"], name)
-            if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as stream:
+            path = parts.own(one["folder"], name)
+            if os.path.isfile(path):
+                with parts.plain(path) as stream:
                     files[f"{one['name']}/{name}"] = base64.b64encode(stream.read()).decode()
     return {"secrets": {name: read_secret(folder, name) for name in names}, "sealed": files}
 
@@ -245,7 +245,7 @@ def _fill(out: Writer, spec: Spec, work: str, emit: Emit) -> tuple[dict[str, Any
     tables: dict[str, dict[str, int]] = {}
     for one in spec["services"]:
         for name in one["databases"]:
-            source, copy = os.path.join(one["folder"], name), os.path.join(work, "copy")
+            source, copy = parts.own(one["folder"], name), os.path.join(work, "copy")
             if not os.path.exists(source):
                 continue
             progress(emit, f"copying the database of {one['name']}")
