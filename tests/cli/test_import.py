@@ -122,6 +122,16 @@ def test_a_cut_off_import_is_named_and_taken_back(
     assert "an import was cut off: the box is as it was" in capsys.readouterr().err
 
 
+def test_an_import_that_was_cut_off_before_it_changed_anything_is_named_too(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = {"restore": {"status": "staging", "clean": False, "import": "n8n"}}
+    box.state = box.state.model_copy(update={"work": work})
+    assert run(["up", "--yes", "--json"]) == 0
+    assert "restore.revert" in steps(box)
+    assert "an import was cut off: what it had laid ready" in capsys.readouterr().err
+
+
 def test_passwords_of_imported_accounts_are_nobodys_here(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = {**(box.state.manifest or {}), "imported": {"n8n": {"owner": "mara@example.org"}}}
     box.state = box.state.model_copy(update={"manifest": manifest})

@@ -174,9 +174,10 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     plan = site.recorded_plan()
     bring_runner(site, plan)
     site.session.on_event = listen
+    what = "an import" if work.get("import") else "a restore"
     if not pending:
         site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
-        note("a restore was cut off: what it had laid ready or aside is gone")
+        note(f"{what} was cut off: what it had laid ready or aside is gone")
         return False
     back = site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
     site.state = read_state(site.session, plan.layout)
@@ -184,7 +185,6 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     again(site, now, listen)
     if now.vectors != plan.vectors and now.has("qdrant"):  # of an import: what was indexed until then
         let_go(site, now, plan.vectors, back, listen)
-    what = "an import" if work.get("import") else "a restore"
     note(f"{what} was cut off: the box is as it was before it{aside(back)}")
     return True
 
