@@ -128,6 +128,19 @@ def test_a_folder_has_to_be_named_whole(box: Box, capsys: pytest.CaptureFixture[
     assert "absolute" in told(capsys)["error"]["message"]
 
 
+@pytest.mark.parametrize("to", ["/var/lib/ownstack", "/var/lib/ownstack/open_webui/backups/", "//etc/ownstack/x/../y"])
+@pytest.mark.parametrize("more", [(), ("--every", "day")])
+def test_a_folder_that_goes_with_the_box_is_refused(
+    to: str, more: tuple[str, ...], box: Box, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`down --purge` would take the backups away, and one in a service's data would be a part of the next."""
+    assert run(["backup", "--json", "--to", to, "--passphrase-file", word, *more]) == 2
+    error = told(capsys)["error"]
+    assert error["code"] == "backup-inside"
+    assert "/var/lib/ownstack-backups" in error["hint"]
+    assert steps(box) == []
+
+
 def test_a_box_without_age_says_how_to_get_it(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = dict(box.state.manifest or {})
     for part in manifest["plan"]["roles"]:
@@ -149,6 +162,14 @@ def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.Ca
     assert told(capsys)["data"]["opened"]
     assert "passphrase_file" in spec(box, "backup.verify")
     assert "backup.make_outliving" not in steps(box)
+
+
+def test_a_file_to_be_checked_may_be_named_from_where_one_stands(
+    box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["backup", "--json", "--verify", "b.tar"]) == 0
+    assert spec(box, "backup.verify")["file"] == str(tmp_path / "b.tar")
 
 
 def test_the_box_makes_them_itself_and_stops(
@@ -368,6 +389,28 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     back = done.index("restore.revert")
     assert "secrets.fill" in done[back:]
     assert "box.activate" in done[back:]
+
+
+def test_a_fault_of_ours_leaves_no_box_with_half_of_a_backup(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of ours")
+
+    monkeypatch.setattr("ownstack.verify.runner.verify", broken)
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "restore-reverted"
+    assert "a fault of ownstack (ValueError: of ours)" in error["message"]
+    assert "restore.revert" in steps(box)
+
+
+def test_an_identity_that_is_not_there_is_told_before_anything_is_made(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--identity", "/nowhere/identity"]) == 2
+    assert "/nowhere/identity" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
 
 
 @pytest.mark.parametrize("fault", ["", "checks", "newer"])

@@ -87,6 +87,20 @@ def test_one_that_does_not_verify_is_taken_back(
     assert spec(box, "qdrant.drop")["prefixes"] == [spec(box, "imports.documents")["qdrant"]["new"]]
 
 
+def test_a_fault_of_ours_leaves_no_box_with_half_of_an_import(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of ours")
+
+    monkeypatch.setattr("ownstack.verify.runner.verify", broken)
+    assert run(["import", "/srv/old", "--json", "--yes"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "import-reverted"
+    assert "a fault of ownstack (ValueError: of ours)" in error["message"]
+    assert "restore.revert" in steps(box)
+
+
 def test_without_consent_what_was_laid_ready_goes_again(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["import", "/srv/old", "--json"]) == 2
     assert told(capsys)["error"]["code"] == "usage"

@@ -82,6 +82,8 @@ class Importing:
             raise self.take_back(error) from error
         except KeyboardInterrupt as error:
             raise self.take_back(RunError("it was interrupted")) from error
+        except Exception as error:  # a fault of ours leaves no box with half of an import
+            raise self.take_back(RunError(f"a fault of ownstack ({type(error).__name__}: {error})")) from error
         self.step("restore.finish")
         if self.kind == "open_webui":
             self.site.session.step("qdrant.drop", imports.drop_spec(self.plan, self.old.vectors))

@@ -68,6 +68,8 @@ class Restoring:
             raise self.take_back(error.message) from error
         except KeyboardInterrupt as error:
             raise self.take_back("it was interrupted") from error
+        except Exception as error:  # a fault of ours leaves no box with half of a backup
+            raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
         self.step("restore.finish")
         return {"models": models, "verify": report}
 
@@ -395,6 +397,7 @@ def restore(
 
 def _key(passphrase_file: Path | None, identity: Path | None, as_json: bool) -> str:
     if identity is not None:
+        identity.read_text()  # a wrong name is told now, and not when a box was made on a new machine
         return ""
     if passphrase_file is not None:
         return read_passphrase(passphrase_file)
