@@ -177,6 +177,12 @@ def test_collections_of_a_change_that_was_taken_back_are_left_to_prune(
     assert '"old_vectors": ["open-webui-snowflake-arctic-embed-22m-' in last
 
 
+def test_without_the_checks_nothing_is_pruned(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--yes", "--json", "--prune", "--no-verify"]) == 2
+    assert "--no-verify" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
+
+
 def test_prune_is_only_done_when_it_is_asked_for(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
