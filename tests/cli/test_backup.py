@@ -6,18 +6,24 @@ import datetime
 import json
 import re
 import shlex
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ownstack.cli import restore, run
+from ownstack.cli import restore, restore_new, run
+from ownstack.cli.site import read_settings
+from ownstack.engine.session import Session, Target
 from ownstack.errors import RunError
+from ownstack.runner import backup
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
+from tests.fixtures.small_box import SmallBox
 from tests.unit import machines
 
 WORD = "four words in a row"
@@ -509,6 +515,7 @@ def test_an_upgrade_that_was_cut_off_ends_before_anything_else_is_changed(
     standing.cut_off(monkeypatch, box, "n8n")
     monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": True})
     monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
+    monkeypatch.setattr(restore, "settings_in", lambda site, path: {})
     more = [word] if words[-1] == "--passphrase-file" else []
     run([*words, *more, "--json", *([] if words[0] == "backup" else ["--yes"])])
     done = steps(box)
@@ -559,10 +566,17 @@ def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     names = [f"ownstack-box-{letter * 12}-20260101T000000Z.tar" for letter in ("ab" if several else "a")]
     real = standing.runner
     if there:
-        monkeypatch.setattr(standing, "runner", lambda text: names if "ls -1 -- /mnt/usb" in text else real(text))
+        manifest = ["{}"]
+
+        def answered(text: str) -> list[str] | None:
+            return names if "ls -1 -- /mnt/usb" in text else manifest if "tar -xOf /mnt/usb/" in text else real(text)
+
+        monkeypatch.setattr(standing, "runner", answered)
     else:
+        small = SmallBox(tmp_path / "small", "first")
+        data = backup.make(small.make_spec(), lambda event: None)["data"]
         for name in names:
-            (tmp_path / name).write_text("x")
+            shutil.copyfile(data["file"], tmp_path / name)
 
     def asked(site: Any, plan: Any) -> None:
         raise RunError("made", code="made")
@@ -575,11 +589,27 @@ def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     assert steps(box) == []
 
 
-def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:
-    from ownstack.cli.restore import settings_for
-    from ownstack.runner import backup
-    from tests.fixtures.small_box import SmallBox
+@pytest.mark.parametrize("make", ["nothing", "an empty folder", "a damaged file"])
+def test_no_box_is_made_for_a_backup_that_is_none(
+    make: str, box: Box, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong name was told when the new machine had been made into a box, some minutes later."""
+    box.state, path = BoxState(), tmp_path / "mine"
+    if make == "an empty folder":
+        path.mkdir()
+    if make == "a damaged file":
+        path.write_text("x" * 5000)
+    monkeypatch.setattr(restore, "made", lambda site, progress: pytest.fail("a box was made"))
+    assert run(["restore", str(path), "--yes", "--json", "--passphrase-file", word]) in (1, 2)
+    error = told(capsys)["error"]
+    assert error["code"] == ("backup-damaged" if make == "a damaged file" else "no-backup")
+    assert str(path) in error["message"]
 
+
+@pytest.mark.parametrize("where", ["on the machine", "here"])
+def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = SmallBox(tmp_path, "first")
     settings = {
         "use": "code",
@@ -588,10 +618,22 @@ def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path
         "folders.notes.service": "n8n",
     }
     data = backup.make(small.make_spec(settings=settings), lambda event: None)["data"]
-    for path in (data["file"], str(Path(data["file"]).parent)):
-        found = settings_for(path, None, ("use=rag",))
-        assert found.base.network.n8n == "internet"
-        assert found.base.folders["notes"].path == "/srv/n"
-        assert found.base.use == "rag", "what is given here wins"
-        assert found.origins["network.n8n"] == "backup"
-    assert settings_for("/nowhere", None, ()).base.network.n8n == "closed"
+    if where == "here":
+        monkeypatch.setattr(restore_new, "_there", lambda site, path: "")
+    with Session(Target()) as session:
+        site: Any = SimpleNamespace(session=session)
+        for path in (data["file"], str(Path(data["file"]).parent)):
+            held = restore_new.settings_in(site, path)
+            found = read_settings(None, ("use=rag",), below=held)
+            assert found.base.network.n8n == "internet"
+            assert found.base.folders["notes"].path == "/srv/n"
+            assert found.base.use == "rag", "what is given here wins"
+            assert found.origins["network.n8n"] == "backup"
+
+
+def test_a_file_on_the_machine_that_is_no_backup_is_told(tmp_path: Path) -> None:
+    (tmp_path / "it's mine.tar").write_text("x" * 5000)
+    with Session(Target()) as session, pytest.raises(RunError) as caught:
+        restore_new.settings_in(SimpleNamespace(session=session), str(tmp_path / "it's mine.tar"))  # type: ignore[arg-type]
+    assert caught.value.code == "backup-damaged"
+    assert "it's mine.tar is no backup" in caught.value.message

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,12 @@ from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
 from .progress import Progress
+from .restore_new import looking, nowhere, settings_in
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
     from ..engine.apply import Listen
     from ..plan import Plan
-    from ..settings import Settings
     from ..verify.runner import CheckResult, VerifyReport
 
 PENDING = ("swapping", "swapped")
@@ -232,25 +231,6 @@ def clear_second(site: Site) -> None:
             note(f"{words} was cut off: what it left is gone; the box itself is as it was")
 
 
-def readable(path: str) -> dict[str, Any]:
-    """The settings in a backup that can be read from here, for a machine on which nothing stands yet."""
-    from ..runner.backup import find
-    from ..runner.backup_file import opened
-    from ..runner.core import StepError
-
-    try:
-        file = find({"path": path}, lambda event: None)["data"]["file"]
-        with opened(file) as held:
-            return dict(held.manifest.get("settings", {}))
-    except (OSError, StepError):
-        return {}
-
-
-def settings_for(path: str, config_file: str | None, sets: tuple[str, ...], **flags: Any) -> Settings:
-    """Settings for a box that is made for a backup: those in the backup, and over them those given here."""
-    return read_settings(config_file, sets, below=readable(path), **flags)
-
-
 def stands(site: Site) -> bool:
     """Whether programs are there, not only data that an earlier box left."""
     return site.state.stands and bool(site.state.services) and site.state.installed
@@ -269,29 +249,6 @@ def made(site: Site, listen: Listen) -> Plan:
     execute(site.session, apply, listen, plan=plan)
     site.state = read_state(site.session, plan.layout)
     return site.recorded_plan()
-
-
-@contextlib.contextmanager
-def looking(path: str) -> Iterator[None]:
-    """What the runner's own code, used on this machine, finds wrong with a folder, as an error of the run."""
-    from ..runner.core import StepError
-
-    try:
-        yield
-    except StepError as error:
-        raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
-
-
-def of_one_box(site: Site, path: str) -> None:
-    """Raises RunError where it is a folder with backups of several boxes: before a machine is made into one of them."""
-    from pyinfra.api.command import QuoteString, StringCommand
-
-    from ..runner.backup import newest
-
-    rc, out, _ = site.session.command(StringCommand("ls", "-1", "--", QuoteString(path)))
-    with looking(path):
-        if not newest(out.splitlines() if rc == 0 else []) and os.path.isdir(path):
-            newest(os.listdir(path))
 
 
 def located(site: Site, plan: Plan, path: str) -> str:
@@ -313,11 +270,7 @@ def located(site: Site, plan: Plan, path: str) -> str:
             found = f"{plan.layout.var}/work/restore-{Path(local).name}"
             site.session.put(Path(local), found, "0600")
     if not found:
-        raise ConfigError(
-            f"there is no backup at {path}, neither on {site.session.target} nor here",
-            hint="name the file, or the folder that it lies in",
-            code="no-backup",
-        )
+        raise nowhere(site, path)
     return found
 
 
@@ -368,8 +321,8 @@ def restore(
         upgrade_run.end_first(site, progress)
         new = not stands(site)
         if new:
-            of_one_box(site, path)
-            site.settings = settings_for(path, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+            held = settings_in(site, path)  # those given here win
+            site.settings = read_settings(config_file, sets, below=held, host=host, mirror=mirror, cpu_only=cpu_only)
             confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
             plan = made(site, progress)
         else:
