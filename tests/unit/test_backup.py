@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, backup_parts
+from ownstack.runner import backup, backup_parts, restore
 from ownstack.runner.backup_file import MANIFEST, Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import CANARY, WORD, SmallBox, identity, rewritten, writer
@@ -211,6 +211,34 @@ def test_a_database_that_is_damaged_inside_is_found_though_its_hash_is_right(box
         backup.verify(box.verify_spec(str(new), identity_file=str(box.identity)), silent)
     assert caught.value.code == "backup-damaged"
     assert "webui.db" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name", ["n8n/../../../x", "n8n//tmp/x", "/tmp/x", "n8n/.n8n/./config", "data/n8n//tmp/x", "data/n8n/../x"]
+)
+def test_no_name_in_it_leads_out_of_the_folder_it_is_laid_in(name: str, box: SmallBox, tmp_path: Path) -> None:
+    """For a recipient anybody can encrypt who knows it, and a restore writes as root."""
+    held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
+    if name.startswith("data/"):
+        held.index[name] = held.index["data/open_webui/uploads/first-note.txt"]
+        rewritten(held, new, box.make_spec(), {})
+    else:
+        rewritten(held, new, box.make_spec(), {}, sealed={name: "eA=="})
+    with pytest.raises(StepError, match="its index is wrong") as caught:
+        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
+    with pytest.raises(StepError):
+        restore.stage(box.restore_spec(new), silent)
+    assert not (box.var / "restore").exists()
+
+
+def test_what_goes_into_a_configuration_is_looked_at(box: SmallBox, tmp_path: Path) -> None:
+    held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
+    plan = {"vectors": "open-webui\nWEBUI_AUTH=false", "models": []}
+    rewritten(held, new, box.make_spec(), {"box.json": json.dumps({"plan": plan}).encode()})
+    with pytest.raises(StepError, match="no beginning of a collection's name") as caught:
+        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
 
 
 def test_parts_that_are_missing_or_not_named_are_found(box: SmallBox, tmp_path: Path) -> None:

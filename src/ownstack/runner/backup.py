@@ -29,6 +29,7 @@ WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, a
 UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restore", "swapping", "swapped")}
 # host, the box's own mark (older backups have none), when
 NAMED = re.compile(r"ownstack-(.+?)(?:-([0-9a-f]{12}))?-(\d{8}T\d{6}Z)\.tar")
+VECTORS = re.compile(r"[a-z0-9-]*")
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
@@ -375,6 +376,8 @@ def look(spec: Spec, emit: Emit) -> dict[str, Any]:
             contents(held, spec["work"], emit)
             plan = json.loads(held.read(BOX))["plan"]
             box = {"vectors": plan.get("vectors", ""), "models": plan["models"]}
+            if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
+                raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
         about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
         parts_held = len(held.files)
     size = os.path.getsize(spec["file"])
