@@ -566,7 +566,7 @@ def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     names = [f"ownstack-box-{letter * 12}-20260101T000000Z.tar" for letter in ("ab" if several else "a")]
     real = standing.runner
     if there:
-        manifest = ["{}"]
+        manifest = ['{"settings": {"network.n8n": "internet", "sources.mirror": "https://foreign.example"}}']
 
         def answered(text: str) -> list[str] | None:
             return names if "ls -1 -- /mnt/usb" in text else manifest if "tar -xOf /mnt/usb/" in text else real(text)
@@ -587,6 +587,10 @@ def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     error = told(capsys)["error"]
     assert error["code"] == ("several-boxes" if several else "made")
     assert steps(box) == []
+    if there and not several:
+        assert run(["restore", folder, "--yes", "--passphrase-file", word]) == 1
+        said = capsys.readouterr().err
+        assert 'settings in the backup: network.n8n = "internet"\n' in said, "those of a place do not come along"
 
 
 @pytest.mark.parametrize("make", ["nothing", "an empty folder", "a damaged file"])

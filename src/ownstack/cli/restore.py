@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -323,6 +324,8 @@ def restore(
         if new:
             held = settings_in(site, path)  # those given here win
             site.settings = read_settings(config_file, sets, below=held, host=host, mirror=mirror, cpu_only=cpu_only)
+            if not as_json and held:
+                note(f"settings in the backup: {', '.join(f'{key} = {json.dumps(held[key])}' for key in sorted(held))}")
             confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
             plan = made(site, progress)
         else:

@@ -35,16 +35,22 @@ def nowhere(site: Site, path: str) -> ConfigError:
 
 
 def settings_in(site: Site, path: str) -> dict[str, Any]:
-    """The settings in the backup that `path` means, on the machine itself or else here.
+    """The settings in the backup that `path` means, on the machine itself or else here; without those of a place.
 
+    They lie in the clear, and nothing shows that they are as the box wrote them: they are told before they count.
     Raises ConfigError where there is none, RunError where it is damaged or a folder has those of several boxes.
     """
+    from ..engine.backups import PLACE
+
+    file = _there(site, path)
+    found = _settings_there(site, file) if file else _settings_here(site, path)
+    return {key: value for key, value in found.items() if not key.startswith(PLACE)}
+
+
+def _settings_here(site: Site, path: str) -> dict[str, Any]:
     from ..runner.backup import find
     from ..runner.backup_file import opened
 
-    file = _there(site, path)
-    if file:
-        return _settings_there(site, file)
     with looking(path):
         file = find({"path": path}, lambda event: None)["data"]["file"]
         if not file:
