@@ -397,6 +397,20 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     assert "box.activate" in done[back:]
 
 
+def test_where_the_way_back_fails_too_the_first_fault_is_told(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault, real = {"event": "error", "code": "disk-full", "message": "no room aside", "hint": "free"}, standing.runner
+    monkeypatch.setattr(
+        standing, "runner", lambda text: [json.dumps(fault)] if "restore.revert" in text else real(text)
+    )
+    verdict(monkeypatch, Outcome.failed("no sign-in"))
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert (error["code"], error["hint"]) == ("disk-full", "free")
+    assert error["message"].startswith("no room aside (on the way back, after this: open-webui-account: no sign-in")
+
+
 def test_a_fault_of_ours_leaves_no_box_with_half_of_a_backup(
     box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

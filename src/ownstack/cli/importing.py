@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from ..errors import ConfigError, OwnstackError, RunError, UnreachableError, way_back
 from .backup import told
 from .output import confirm, emit_json, note, say
 from .progress import Progress
@@ -146,6 +146,7 @@ class Importing:
             values["old_vectors"] = sorted({*manifest.get("old_vectors", ()), self.old.vectors})
         execute(self.site.session, remember, self.listen, plan=self.plan, values=values)
 
+    @way_back
     def take_back(self, why: OwnstackError) -> RunError:
         """Put back what was there; the error that says why."""
         from ..engine import imports

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from ..errors import ConfigError, OwnstackError, RunError, UnreachableError, way_back
 from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
@@ -107,6 +107,7 @@ class Restoring:
             raise RunError(why)
         return report
 
+    @way_back
     def take_back(self, why: str) -> RunError:
         """Put back what was there; the error that says why."""
         from .upgrade_run import aside

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import OwnstackError, RunError, UnreachableError, way_back
 from .output import note
 from .progress import silent
 
@@ -184,6 +184,7 @@ class Change:
             raise RunError(why)
         return report
 
+    @way_back
     def take_back(self, why: str, error: OwnstackError | None = None) -> OwnstackError:
         """Put back what was there; the error that says why. Where nothing had begun it says that, or is as it was."""
         from ..engine import upgrades
