@@ -170,6 +170,15 @@ def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.Ca
     assert "backup.make_outliving" not in steps(box)
 
 
+@pytest.mark.parametrize("more", [("--every", "day"), ("--to", "/mnt"), ("--recipient", "age1x"), ("--with-models",)])
+def test_looking_at_one_and_making_one_do_not_go_together(
+    more: tuple[str, ...], box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["backup", "--json", "--verify", "/mnt/b.tar", *more]) == 2
+    assert told(capsys)["error"]["code"] == "usage"
+    assert steps(box) == []
+
+
 def test_a_file_to_be_checked_may_be_named_from_where_one_stands(
     box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

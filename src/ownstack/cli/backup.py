@@ -11,7 +11,7 @@ import click
 
 from ..errors import ConfigError, RunError
 from .backup_key import key_options, new_passphrase, on_target, read_passphrase
-from .output import emit_json, note, say, size
+from .output import UsageError, emit_json, note, say, size
 from .progress import Progress
 from .site import Site, open_site, read_settings, target_options
 
@@ -171,6 +171,11 @@ def backup(
     from .upgrade_run import end_first
 
     settings = read_settings(config_file, sets, host=host)
+    if verify_file and (every or to or recipients or with_models):
+        raise UsageError(
+            "--verify looks at a backup that is there: --every, --to, --recipient and --with-models make one",
+            hint="leave out one or the other",
+        )
     if verify_file:
         word = read_passphrase(passphrase_file) if passphrase_file is not None else ""
         if drill and not word and identity is None:
