@@ -711,6 +711,21 @@ def test_after_a_start_of_the_machine_it_is_ended(status: str, box: Box, monkeyp
     assert snapshots.recover(box.place(), silent) == ""
 
 
+def test_without_its_copy_no_earlier_program_opens_the_newer_data(box: Box) -> None:
+    """Somebody who needed space took it away."""
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    after = box.content()
+    shutil.rmtree(box.var / "snapshots")
+    told = snapshots.recover(box.place(), silent)
+    assert f"is gone from {box.var}/snapshots/first: what is there stays" in told
+    back = snapshots.revert(box.place(), silent)["data"]
+    assert (back["reverted"], back["gone"]) == (False, f"{box.var}/snapshots/first")
+    assert box.content() == after
+    snapshots.commit(box.place(), silent)
+    assert (box.status(), box.content()) == ("done", after)
+
+
 # -- the way back later --------------------------------------------------------------------------------------
 
 

@@ -200,6 +200,12 @@ class Change:
                 hint="`ownstack up` does that",
                 code="not-cleared",
             )
+        if back.get("gone"):
+            return RunError(
+                f"the {what} of {self.role} failed: {why}; and the copy of its data is gone from {back['gone']}",
+                hint="nothing was put back; `ownstack up` goes on with what is there, `ownstack restore` has a backup",
+                code="no-snapshot",
+            )
         if not back.get("reverted"):
             nothing = f"the {what} of {self.role} did not begin: {why}"
             return error or RunError(nothing, hint="nothing was changed", code="not-begun")
@@ -283,8 +289,12 @@ def take_back(site: Site, listen: Listen) -> bool:
             return False
         site.session.step("snapshots.commit", upgrades.place(plan))
         site.state = read_state(site.session, plan.layout)
-        passed = work["status"] == "passed"
-        note(f"{_about(work)}{' at its end: it is finished now' if passed else ', and came to its end meanwhile'}")
+        end = ", and came to its end meanwhile"
+        if work["status"] == "passed":
+            end = " at its end: it is finished now"
+        elif back.get("gone"):
+            end = f", and the copy of its data is gone from {back['gone']}: what is there stays"
+        note(f"{_about(work)}{end}")
         return True
     site.state = read_state(site.session, plan.layout)
     again(site, filled(site.recorded_plan()), listen)
