@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from ownstack.cli import restore, restore_bare, run
+from ownstack.cli.site import read_settings
 from ownstack.cli.status import describe_backup
 from ownstack.engine import preflight
-from ownstack.engine.session import MARK
+from ownstack.engine.session import MARK, Session, Target
 from ownstack.errors import RunError
 from ownstack.runner import backup
 from ownstack.state import BoxState
@@ -24,7 +25,6 @@ from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
 from tests.fixtures.small_box import SmallBox
-from tests.plan.fake import FakeSession
 from tests.unit import machines
 
 WORD = "four words in a row"
@@ -135,6 +135,19 @@ def test_a_folder_has_to_be_named_whole(box: Box, capsys: pytest.CaptureFixture[
     assert "absolute" in told(capsys)["error"]["message"]
 
 
+@pytest.mark.parametrize("to", ["/var/lib/ownstack", "/var/lib/ownstack/open_webui/backups/", "//etc/ownstack/x/../y"])
+@pytest.mark.parametrize("more", [(), ("--every", "day")])
+def test_a_folder_that_goes_with_the_box_is_refused(
+    to: str, more: tuple[str, ...], box: Box, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`down --purge` would take the backups away, and one in a service's data would be a part of the next."""
+    assert run(["backup", "--json", "--to", to, "--passphrase-file", word, *more]) == 2
+    error = told(capsys)["error"]
+    assert error["code"] == "backup-inside"
+    assert "/var/lib/ownstack-backups" in error["hint"]
+    assert steps(box) == []
+
+
 def test_a_box_without_age_says_how_to_get_it(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = dict(box.state.manifest or {})
     for part in manifest["plan"]["roles"]:
@@ -156,6 +169,23 @@ def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.Ca
     assert told(capsys)["data"]["opened"]
     assert "passphrase_file" in spec(box, "backup.verify")
     assert "backup.make_outliving" not in steps(box)
+
+
+@pytest.mark.parametrize("more", [("--every", "day"), ("--to", "/mnt"), ("--recipient", "age1x"), ("--with-models",)])
+def test_looking_at_one_and_making_one_do_not_go_together(
+    more: tuple[str, ...], box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["backup", "--json", "--verify", "/mnt/b.tar", *more]) == 2
+    assert told(capsys)["error"]["code"] == "usage"
+    assert steps(box) == []
+
+
+def test_a_file_to_be_checked_may_be_named_from_where_one_stands(
+    box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["backup", "--json", "--verify", "b.tar"]) == 0
+    assert spec(box, "backup.verify")["file"] == str(tmp_path / "b.tar")
 
 
 def test_the_box_makes_them_itself_and_stops(
@@ -389,6 +419,42 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     assert "box.activate" in done[back:]
 
 
+def test_where_the_way_back_fails_too_the_first_fault_is_told(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault, real = {"event": "error", "code": "disk-full", "message": "no room aside", "hint": "free"}, standing.runner
+    monkeypatch.setattr(
+        standing, "runner", lambda text: [json.dumps(fault)] if "restore.revert" in text else real(text)
+    )
+    verdict(monkeypatch, Outcome.failed("no sign-in"))
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert (error["code"], error["hint"]) == ("disk-full", "free")
+    assert error["message"].startswith("no room aside (on the way back, after this: open-webui-account: no sign-in")
+
+
+def test_a_fault_of_ours_leaves_no_box_with_half_of_a_backup(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of ours")
+
+    monkeypatch.setattr("ownstack.verify.runner.verify", broken)
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "restore-reverted"
+    assert "a fault of ownstack (ValueError: of ours)" in error["message"]
+    assert "restore.revert" in steps(box)
+
+
+def test_an_identity_that_is_not_there_is_told_before_anything_is_made(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--identity", "/nowhere/identity"]) == 2
+    assert "/nowhere/identity" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
+
+
 @pytest.mark.parametrize("fault", ["", "checks", "newer"])
 def test_what_was_uploaded_for_a_restore_goes_whatever_becomes_of_it(
     fault: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -560,7 +626,8 @@ def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     names = [f"ownstack-box-{letter * 12}-20260101T000000Z.tar" for letter in ("ab" if several else "a")]
-    bare_machine(box, monkeypatch, names if there else [], {})
+    settings = {"network.n8n": "internet", "sources.mirror": "https://foreign.example"}
+    bare_machine(box, monkeypatch, names if there else [], {"settings": settings})
     folder = Path("/mnt/usb")
     if not there:
         folder = Path(small_backup(tmp_path, mark="a" * 12)).parent
@@ -570,6 +637,10 @@ def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     error = told(capsys)["error"]
     assert error["code"] == ("several-boxes" if several else "made")
     assert steps(box) == []
+    if there and not several:
+        assert run(["restore", str(folder), "--yes", "--passphrase-file", word]) == 1
+        said = capsys.readouterr().err
+        assert 'settings in the backup: network.n8n = "internet"\n' in said, "those of a place do not come along"
 
 
 @pytest.mark.parametrize(
@@ -597,12 +668,25 @@ def test_what_cannot_be_restored_makes_no_box_of_a_new_machine(
     assert steps(box) == [], "nothing was changed"
 
 
-def test_a_backup_that_is_nowhere_makes_no_box_of_a_new_machine(
-    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("make", "rc", "code"),
+    [("nothing", 2, "no-backup"), ("an empty folder", 2, "no-backup"), ("a damaged file", 1, "backup-damaged")],
+)
+def test_no_box_is_made_for_a_backup_that_is_none(
+    make: str, rc: int, code: str, box: Box, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A wrong name was told when the new machine had been made into a box, some minutes later."""
     bare_machine(box, monkeypatch, [])
-    assert run(["restore", "/mnt/none", "--yes", "--json", "--passphrase-file", word]) == 2
-    assert told(capsys)["error"]["code"] == "no-backup"
+    path = tmp_path / "mine"
+    if make == "an empty folder":
+        path.mkdir()
+    if make == "a damaged file":
+        path.write_text("x" * 5000)
+    assert run(["restore", str(path), "--yes", "--json", "--passphrase-file", word]) == rc
+    error = told(capsys)["error"]
+    assert error["code"] == code
+    assert str(path) in error["message"]
     assert steps(box) == []
 
 
@@ -631,7 +715,10 @@ def test_a_box_that_was_made_for_a_backup_which_does_not_open_is_told(
     assert "stands, empty" in error["hint"]
 
 
-def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["on the machine", "here"])
+def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {
         "use": "code",
         "network.n8n": "internet",
@@ -639,21 +726,34 @@ def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path
         "folders.notes.service": "n8n",
     }
     file = small_backup(tmp_path, settings=settings)
-    with FakeSession() as session:
+    if where == "here":
+        monkeypatch.setattr(restore_bare, "_there", lambda site, path: "")
+    with Session(Target()) as session:
         site: Any = types.SimpleNamespace(session=session)
         for path in (file, str(Path(file).parent)):
-            found = restore_bare.settings_for(restore_bare.described(site, path), None, ("use=rag",))
+            held = restore_bare.settings_in(restore_bare.described(site, path), path)
+            found = read_settings(None, ("use=rag",), below=held)
             assert found.base.network.n8n == "internet"
             assert found.base.folders["notes"].path == "/srv/n"
             assert found.base.use == "rag", "what is given here wins"
             assert found.origins["network.n8n"] == "backup"
-    assert restore_bare.settings_for({}, None, ()).base.network.n8n == "closed"
+    assert restore_bare.settings_in({}, file) == {}
+    with pytest.raises(RunError, match="its settings cannot be read"):
+        restore_bare.settings_in({"settings": ["x"]}, file)
+
+
+def test_a_file_on_the_machine_that_is_no_backup_is_told(tmp_path: Path) -> None:
+    (tmp_path / "it's mine.tar").write_text("x" * 5000)
+    with Session(Target()) as session, pytest.raises(RunError) as caught:
+        restore_bare.described(types.SimpleNamespace(session=session), str(tmp_path / "it's mine.tar"))  # type: ignore[arg-type]
+    assert caught.value.code == "backup-damaged"
+    assert "it's mine.tar is damaged: it is no backup" in caught.value.message
 
 
 def test_an_engine_that_only_the_backup_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     site: Any = types.SimpleNamespace(session=None, state=BoxState(), plan=lambda: site.state.existing_ollama)
     monkeypatch.setattr(preflight, "read_existing", lambda session, url: {"existing_ollama": f"0.34.2 at {url}"})
     for use, found in (("own", ""), ("existing", "0.34.2 at http://127.0.0.1:11434")):
-        site.settings = restore_bare.settings_for({"settings": {"ollama.use": use}}, None, ())
+        site.settings = read_settings(None, (), below={"ollama.use": use})
         made: Any = restore_bare.planned(site)
         assert made == found

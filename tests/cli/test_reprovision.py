@@ -17,6 +17,7 @@ from ownstack.kit import activate
 from ownstack.plan import Adopted
 from ownstack.settings import load
 from ownstack.verify.check import Check, Outcome
+from ownstack.verify.runner import VerifyReport
 from tests.cli import standing
 from tests.cli.standing import Box
 from tests.unit import machines
@@ -288,6 +289,13 @@ def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
     assert carried(box) == []
 
 
+def test_without_the_checks_nothing_is_pruned(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--yes", "--json", "--prune", "--no-verify"]) == 2
+    assert "--no-verify" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
+    assert not reprovision.settled(VerifyReport(()))
+
+
 def test_prune_is_only_done_when_it_is_asked_for(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,15 +320,6 @@ def test_prune_is_only_done_when_it_is_asked_for(
         verdict(monkeypatch, outcome, role)
         assert run(["up", "--yes", "--prune"]) == 1
         assert ("ollama.prune" in steps(box)) == pruned
-
-
-def test_what_was_not_verified_is_not_pruned(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(standing.ANSWERS, "ollama.leftovers", {"models": [{"model": "old:1b", "bytes": 2**30}]})
-    assert run(["up", "--yes", "--prune", "--no-verify"]) == 0
-    assert "no longer needed: old:1b" in capsys.readouterr().err
-    assert "ollama.prune" not in steps(box)
 
 
 @pytest.mark.parametrize("engine", ["own", "used", "adopted"])

@@ -381,6 +381,21 @@ def test_one_that_went_on_after_the_state_was_read_is_put_back_too(
     assert (told in capsys.readouterr().err) == begun
 
 
+def test_one_whose_copy_is_gone_stays_and_it_is_said(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = machines.box(machines.plan())
+    work = {"status": "taken", "role": "n8n", "kind": "upgrade", "from": {}, "to": {}}
+    box.state = before.model_copy(update={"work": {"upgrade": work}})
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    gone = {"reverted": False, "gone": "/var/lib/ownstack/snapshots/x"}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", gone)
+    assert run(["up", "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert "the copy of its data is gone from /var/lib/ownstack/snapshots/x: what is there stays" in said
+    assert "snapshots.commit" in steps(box)
+
+
 def test_one_that_came_to_its_end_after_the_state_was_read_is_not_said_to_be_put_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, backup_parts
+from ownstack.runner import backup, backup_parts, restore
 from ownstack.runner.backup_file import MANIFEST, Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import CANARY, WORD, SmallBox, identity, rewritten, writer
@@ -215,6 +215,34 @@ def test_a_database_that_is_damaged_inside_is_found_though_its_hash_is_right(box
     assert "webui.db" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "name", ["n8n/../../../x", "n8n//tmp/x", "/tmp/x", "n8n/.n8n/./config", "data/n8n//tmp/x", "data/n8n/../x"]
+)
+def test_no_name_in_it_leads_out_of_the_folder_it_is_laid_in(name: str, box: SmallBox, tmp_path: Path) -> None:
+    """For a recipient anybody can encrypt who knows it, and a restore writes as root."""
+    held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
+    if name.startswith("data/"):
+        held.index[name] = held.index["data/open_webui/uploads/first-note.txt"]
+        rewritten(held, new, box.make_spec(), {})
+    else:
+        rewritten(held, new, box.make_spec(), {}, sealed={name: "eA=="})
+    with pytest.raises(StepError, match="its index is wrong") as caught:
+        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
+    with pytest.raises(StepError):
+        restore.stage(box.restore_spec(new), silent)
+    assert not (box.var / "restore").exists()
+
+
+def test_what_goes_into_a_configuration_is_looked_at(box: SmallBox, tmp_path: Path) -> None:
+    held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
+    plan = {"vectors": "open-webui\nWEBUI_AUTH=false", "models": []}
+    rewritten(held, new, box.make_spec(), {"box.json": json.dumps({"plan": plan}).encode()})
+    with pytest.raises(StepError, match="no beginning of a collection's name") as caught:
+        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
+
+
 def test_parts_that_are_missing_or_not_named_are_found(box: SmallBox, tmp_path: Path) -> None:
     path = Path(made(box)["file"])
     for change in ("missing", "more", "link"):
@@ -368,6 +396,25 @@ def test_links_in_a_service_folder_are_not_followed(box: SmallBox, tmp_path: Pat
     held = box.reader(path)
     assert not {"link", "linked", "pipe", "shadow"} & {Path(name).name for name in held.index}
     assert {"webui.db", "first-note.txt"} <= {Path(name).name for name in held.index}
+
+
+@pytest.mark.parametrize("linked", ["n8n/.n8n/database.sqlite", "n8n/.n8n/config", "n8n/.n8n"])
+def test_a_database_of_another_service_is_not_saved_as_its_own(linked: str, box: SmallBox) -> None:
+    """A link in n8n's folder to Open WebUI's database: after a restore, or in a drill, it would be n8n's to read."""
+    link, others = box.var / linked, box.var / "open_webui"
+    link.rename(box.folder / "gone")
+    link.symlink_to(others if linked.endswith(".n8n") else others / "webui.db")
+    with pytest.raises(StepError) as caught:
+        made(box)
+    assert caught.value.code == "link"
+    assert linked in caught.value.message
+    assert not list((box.folder / "backups").iterdir())
+
+
+def test_a_data_folder_may_be_a_link_itself(box: SmallBox) -> None:
+    (box.var / "n8n").rename(box.folder / "disk")
+    (box.var / "n8n").symlink_to(box.folder / "disk")
+    assert made(box)["holds"]["workflows"] == 1
 
 
 def test_two_at_once_are_refused(box: SmallBox) -> None:

@@ -19,6 +19,7 @@ from ownstack.engine.hold import Hold
 from ownstack.engine.session import Session, Target
 from ownstack.errors import OwnstackError, RunError, UnreachableError
 from ownstack.plan import Layout
+from ownstack.runner import hold as program
 from ownstack.runner import journal
 
 
@@ -184,6 +185,29 @@ def test_it_stays_bounded(session: Session, layout: Layout, monkeypatch: pytest.
     Hold(session, layout, "up").close()
     assert path.stat().st_size == 1000
     assert written(layout)[-1]["step"] == "99"
+
+
+def test_what_is_left_of_it_is_on_the_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, done = tmp_path / "journal.jsonl", []
+    path.write_text("x" * 100)
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (done.append(name), real(*given))[1])
+    program.cut(str(path), 50, 10)
+    assert path.read_text() == "x" * 10
+    assert done == ["fsync", "replace"]
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(session: Session, layout: Layout, tmp_path: Path) -> None:
+    """Without root it lies in /tmp where there is no better place, and anybody may lay a link there."""
+    other = tmp_path / "of somebody"
+    other.write_text("kept")
+    Path(program.lock_path(layout.prefix, os.getuid())).symlink_to(other)
+    one = Hold(session, layout, "up")
+    one.close()
+    assert (one.held, other.read_text()) == (False, "kept")
 
 
 def line(event: str, step: str, run: str = "up") -> str:

@@ -405,6 +405,31 @@ def test_a_refusal_leaves_nothing_behind(make: Any, box: SmallBox, tmp_path: Pat
         restore.swap(spec(box, source), silent)
 
 
+def test_one_that_was_killed_while_it_was_laid_ready_is_known_and_cleared_away(
+    box: SmallBox, tmp_path: Path, opens: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, asked, etc = box.content(), spec(box, flows(tmp_path / "volume")), box.secrets.parent
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(imports, "_ids", killed)
+        patched.setattr(restore, "_end", lambda spec, status: None)
+        with pytest.raises(KeyboardInterrupt):
+            imports.stage(asked, silent)
+    left = json.loads((box.var / "run/restore.json").read_text())
+    assert (left["status"], left["clean"], left["import"]) == ("staging", False, "n8n")
+    (etc / "secrets.restore-old.copying").mkdir()  # of an exchange that was killed where folders cannot be renamed
+    assert sorted(path.name for path in etc.iterdir()) == [
+        "secrets", "secrets.restore-new", "secrets.restore-old.copying",
+    ]  # fmt: skip
+    restore.revert(asked, silent)
+    assert [path.name for path in etc.iterdir()] == ["secrets"]
+    assert not (box.var / "restore").exists()
+    assert box.content() == before
+
+
 def test_the_key_of_a_file_wins(box: SmallBox, tmp_path: Path, opens: dict[str, list[str]]) -> None:
     (tmp_path / "key").write_text(KEY + "\n")
     asked = spec(box, flows(tmp_path / "volume", key=""), key_file=str(tmp_path / "key"))

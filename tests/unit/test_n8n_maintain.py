@@ -163,6 +163,19 @@ def test_a_damaged_database_is_left_as_it_is_and_n8n_runs_again(database: Path, 
     assert [path.name for path in database.parent.iterdir()] == ["database.sqlite"]
 
 
+@pytest.mark.parametrize("linked", ["database.sqlite", "../.n8n"])
+def test_what_lies_behind_a_link_is_not_touched(linked: str, database: Path, boss: Boss) -> None:
+    """This runs as root, and the link may be n8n's own: to another service's database."""
+    link, other = database.parent / linked, database.parents[1] / "other"
+    os.rename(os.path.normpath(link), other)
+    Path(os.path.normpath(link)).symlink_to(other)
+    before = dump(database)
+    with pytest.raises(StepError) as caught:
+        n8n_maintain.maintain(spec(database), silent)
+    assert caught.value.code == "link"
+    assert (dump(database), boss.asked) == (before, [])
+
+
 def test_somebody_else_at_the_database_stops_it(database: Path, boss: Boss) -> None:
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN")

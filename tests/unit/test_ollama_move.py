@@ -183,6 +183,34 @@ def test_a_folder_that_the_engines_account_may_not_enter_is_named_before_anythin
         assert ollama_move.copy(spec(store, top / "closed/below/models", dry=True, **account), silent)
 
 
+@pytest.mark.parametrize("where", ["old/blobs", "new/blobs", "new/manifests/registry.ollama.ai"])
+def test_a_folder_that_is_a_link_is_not_followed(where: str, store: Path, tmp_path: Path) -> None:
+    """Both stores belong to the engine's account, and this runs as root: it would write where that account may not."""
+    outside, link = tmp_path / "outside", tmp_path / where
+    outside.mkdir()
+    if link.exists():
+        shutil.copytree(link, outside, dirs_exist_ok=True)
+        shutil.rmtree(link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    with pytest.raises(StepError) as caught:
+        ollama_move.copy(spec(store, tmp_path / "new"), silent)
+    assert caught.value.code == "store-link"
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_link_in_the_place_of_a_file_is_not_written_through(store: Path, tmp_path: Path) -> None:
+    target, outside = tmp_path / "new", tmp_path / "shadow"
+    outside.write_text("of somebody else")
+    blob = next(path for path, _ in ollama_move.files_of(str(store)) if path.startswith("blobs"))
+    (target / "blobs").mkdir(parents=True)
+    (target / f"{blob}.part").symlink_to(outside)
+    ollama_move.copy(spec(store, target), silent)
+    assert outside.read_text() == "of somebody else"
+    assert held(target) == held(store)
+
+
 def test_a_disk_that_is_too_small_is_told_beforehand(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -494,6 +494,27 @@ def test_what_a_restore_laid_ready_goes_whenever_it_was_cut_off(
     assert second.content() == after != before
 
 
+def test_what_has_filled_the_disk_while_it_was_laid_ready_goes_at_once(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word that it ended needs space too: noted first, it was never noted, and the next `up` failed as well."""
+    before, spec, real = second.content(), second.restore_spec(file), core.write_json
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def noted(path: str, value: Any, mode: int = 0o644) -> None:
+        return full() if (second.var / "restore").exists() else real(path, value, mode)
+
+    monkeypatch.setattr(restore, "extract", full)
+    monkeypatch.setattr(restore, "write_json", noted)
+    with pytest.raises(OSError, match="No space"):
+        restore.stage(spec, silent)
+    assert (told(second), clean(second)) == ("reverted", True)
+    assert not (second.var / "restore").exists()
+    assert second.content() == before
+
+
 def clean(box: SmallBox) -> bool:
     return bool(json.loads((box.var / "run/restore.json").read_text())["clean"])
 

@@ -711,6 +711,21 @@ def test_after_a_start_of_the_machine_it_is_ended(status: str, box: Box, monkeyp
     assert snapshots.recover(box.place(), silent) == ""
 
 
+def test_without_its_copy_no_earlier_program_opens_the_newer_data(box: Box) -> None:
+    """Somebody who needed space took it away."""
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    after = box.content()
+    shutil.rmtree(box.var / "snapshots")
+    told = snapshots.recover(box.place(), silent)
+    assert f"is gone from {box.var}/snapshots/first: what is there stays" in told
+    back = snapshots.revert(box.place(), silent)["data"]
+    assert (back["reverted"], back["gone"]) == (False, f"{box.var}/snapshots/first")
+    assert box.content() == after
+    snapshots.commit(box.place(), silent)
+    assert (box.status(), box.content()) == ("done", after)
+
+
 # -- the way back later --------------------------------------------------------------------------------------
 
 
@@ -846,6 +861,16 @@ def test_a_copy_for_a_rehearsal_is_whole_while_it_is_written_to(box: Box) -> Non
             assert not (copy / ".n8n/database.sqlite-wal").exists()
     assert (copy / ".n8n/config").read_text() == (box.flow / ".n8n/config").read_text()
     assert (copy / ".n8n/database.sqlite").stat().st_mode == path.stat().st_mode
+
+
+def test_a_copy_for_a_rehearsal_is_of_its_own_database_alone(box: Box) -> None:
+    (item,) = box.spec()["items"]
+    link, other = box.flow / ".n8n/database.sqlite", box.folder / "other.sqlite"
+    link.rename(other)
+    link.symlink_to(other)
+    with pytest.raises(StepError) as caught:
+        snapshots_rehearsal.copy_live(item, str(box.folder / "rehearsal/n8n"))
+    assert caught.value.code == "link"
 
 
 def test_a_copy_for_a_rehearsal_bears_a_file_that_goes_meanwhile(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

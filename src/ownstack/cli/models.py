@@ -107,8 +107,10 @@ def move(
             site.session.step("ollama.move", spec)
     file = switch(config_file, sets, host, sudo_password_file, old, path)
     with open_site(read_settings(config_file, sets, host=host), sudo_password_file, doing="models move") as site:
-        site.session.step("ollama.move", spec)  # what came while the first copy was made
-        freed = site.session.step("ollama.move_drop", spec)
+        # what came while the first copy was made; the new store serves by now, and what is newer in it stays
+        later = {**spec, "later": True}
+        site.session.step("ollama.move", later)
+        freed = site.session.step("ollama.move_drop", later)
         left(site, old, None)
     if as_json:
         emit_json("models-move", {**spec, "moved": found["held"], "freed": freed["bytes"], "settings": str(file)})

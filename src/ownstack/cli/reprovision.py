@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import OwnstackError, RunError, UnreachableError, way_back
 from . import indexing
 from .output import note, size
 from .progress import silent
@@ -176,6 +176,7 @@ class Transaction:
         known = {*held, self.old.vectors, self.plan.vectors, self.site.recorded_plan().vectors}
         return sorted(known - {kept.vectors}) or None
 
+    @way_back
     def put_back(self, why: str) -> RunError:
         """Carry the earlier plan out again; the error that says why. Raises RunError where that cannot be done now."""
         from ..engine.apply import execute

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from ..errors import ConfigError, OwnstackError, RunError, UnreachableError, way_back
 from . import indexing
 from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
 from .progress import Progress
-from .restore_bare import described, looking, made, nowhere, planned, settings_for, stands
+from .restore_bare import described, looking, made, named, nowhere, planned, settings_in, stands
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Restoring:
             raise self.take_back(error.message) from error
         except KeyboardInterrupt as error:
             raise self.take_back("it was interrupted") from error
+        except Exception as error:  # a fault of ours leaves no box with half of a backup
+            raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
         self.step("restore.finish")
         return {"models": models, "verify": report}
 
@@ -103,6 +105,7 @@ class Restoring:
             raise RunError(why)
         return report
 
+    @way_back
     def take_back(self, why: str) -> RunError:
         """Put back what was there; the error that says why."""
         from .upgrade_run import aside
@@ -172,9 +175,10 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     plan = site.recorded_plan()
     bring_runner(site, plan)
     site.session.on_event = listen
+    what = "an import" if work.get("import") else "a restore"
     if not pending:
         site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
-        note("a restore was cut off: what it had laid ready or aside is gone")
+        note(f"{what} was cut off: what it had laid ready or aside is gone")
         return False
     back = site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
     site.state = read_state(site.session, plan.layout)
@@ -182,7 +186,6 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     again(site, now, listen)
     if now.vectors != plan.vectors and now.has("qdrant"):  # of an import: what was indexed until then
         let_go(site, now, plan.vectors, back, listen)
-    what = "an import" if work.get("import") else "a restore"
     note(f"{what} was cut off: the box is as it was before it{aside(back)}")
     return True
 
@@ -310,7 +313,10 @@ def restore(
         new = not stands(site)
         if new:
             about = described(site, path)
-            site.settings = settings_for(about, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+            held = settings_in(about, path)  # those given here win
+            site.settings = read_settings(config_file, sets, below=held, host=host, mirror=mirror, cpu_only=cpu_only)
+            if not as_json and held:
+                note(f"settings in the backup: {named(held)}")
             plan = planned(site)
             compatible(about, plan)
             confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
@@ -341,6 +347,7 @@ def restore(
 
 def _key(passphrase_file: Path | None, identity: Path | None, as_json: bool) -> str:
     if identity is not None:
+        identity.read_text()  # a wrong name is told now, and not when a box was made on a new machine
         return ""
     if passphrase_file is not None:
         return read_passphrase(passphrase_file)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
-from .site import Site, read_settings
 
 if TYPE_CHECKING:
     from ..engine.apply import Listen
     from ..plan import Plan
-    from ..settings import Settings
+    from .site import Site
 
 # there is no runner yet. $1: the backup
 TELL = 'command -v tar >/dev/null 2>&1 || exit 3; tar -xOf "$1" manifest.json'
@@ -101,9 +100,24 @@ def nowhere(site: Site, path: str) -> ConfigError:
     )
 
 
-def settings_for(about: dict[str, Any], config_file: str | None, sets: tuple[str, ...], **flags: Any) -> Settings:
-    """Settings for a box that is made for a backup: those in the backup, and over them those given here."""
-    return read_settings(config_file, sets, below=about.get("settings", {}), **flags)
+def settings_in(about: dict[str, Any], path: str) -> dict[str, Any]:
+    """The settings of a backup for a box that is made for it, without those of a place.
+
+    They lie in the clear, and nothing shows that they are as the box wrote them: they are told before they count.
+    """
+    from ..engine.backups import PLACE
+    from ..runner.backup_file import damaged
+
+    held = about.get("settings", {})
+    with looking(path):
+        if not isinstance(held, dict):
+            raise damaged(path, "its settings cannot be read")
+    return {key: value for key, value in held.items() if not key.startswith(PLACE)}
+
+
+def named(held: dict[str, Any]) -> str:
+    """Settings in words."""
+    return ", ".join(f"{key} = {json.dumps(held[key])}" for key in sorted(held))
 
 
 def planned(site: Site) -> Plan:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import OwnstackError, RunError, UnreachableError, way_back
 from . import indexing
 from .output import note
 from .progress import silent
@@ -183,6 +183,7 @@ class Change:
             raise RunError(why)
         return report
 
+    @way_back
     def take_back(self, why: str, error: OwnstackError | None = None) -> OwnstackError:
         """Put back what was there; the error that says why. Where nothing had begun it says that, or is as it was."""
         from ..engine import upgrades
@@ -216,12 +217,18 @@ class Change:
         return RunError(message, hint=hint + aside(back), code=code)
 
     def _ended(self, back: dict[str, Any], what: str, why: str, error: OwnstackError | None) -> OwnstackError | None:
-        """The error where there was nothing to put back: it had passed, or not begun. None where it was put back."""
+        """The error where nothing was put back: it had passed, not begun, or the copy is gone. None where it was."""
         if back.get("stays"):
             return RunError(
                 f"the {what} of {self.role} passed and stays; what it leaves behind was not cleared away: {why}",
                 hint="`ownstack up` does that",
                 code="not-cleared",
+            )
+        if back.get("gone"):
+            return RunError(
+                f"the {what} of {self.role} failed: {why}; and the copy of its data is gone from {back['gone']}",
+                hint="nothing was put back; `ownstack up` goes on with what is there, `ownstack restore` has a backup",
+                code="no-snapshot",
             )
         if back.get("reverted"):
             return None
@@ -295,8 +302,12 @@ def take_back(site: Site, listen: Listen) -> bool:
             return False
         site.session.step("snapshots.commit", upgrades.place(plan))
         site.state = read_state(site.session, plan.layout)
-        passed = work["status"] == "passed"
-        note(f"{_about(work)}{' at its end: it is finished now' if passed else ', and came to its end meanwhile'}")
+        end = ", and came to its end meanwhile"
+        if work["status"] == "passed":
+            end = " at its end: it is finished now"
+        elif back.get("gone"):
+            end = f", and the copy of its data is gone from {back['gone']}: what is there stays"
+        note(f"{_about(work)}{end}")
         return True
     site.state = read_state(site.session, plan.layout)
     again(site, filled(site.recorded_plan()), listen)

@@ -41,7 +41,7 @@ if [ "$(id -u)" = 0 ]; then f=/run/$1.lock
 elif [ -w "/run/user/$(id -u)" ]; then f=/run/user/$(id -u)/$1.lock
 else f=/tmp/$1-$(id -u).lock; fi
 command -v flock >/dev/null 2>&1 || { echo "missing flock"; exit; }
-( : >> "$f" ) 2>/dev/null || { echo "missing $f"; exit; }
+[ ! -L "$f" ] && ( : >> "$f" ) 2>/dev/null || { echo "missing $f"; exit; }
 exec 9>>"$f"
 i=0
 until flock -n 9; do

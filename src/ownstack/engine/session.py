@@ -285,13 +285,34 @@ class Session:
                 return rc, text[:-1] if text.endswith("\n") else text, output.stderr
         return 255, output.stdout, output.stderr
 
+    @contextlib.contextmanager
+    def _way(self) -> Iterator[dict[str, str]]:
+        """pyinfra's argument for where the login user lays a file that root then takes: in a folder that nobody else
+        may enter, because pyinfra lays it readable for all. On a disk, where there is one: it may be large.
+        """
+        if not self._sudo or self.target.local:
+            yield {}
+            return
+        rc, out, err = self.shell(
+            "umask 077; mktemp -d /var/tmp/ownstack-XXXXXXXXXX 2>/dev/null || mktemp -d /tmp/ownstack-XXXXXXXXXX",
+            root=False,
+        )
+        if rc != 0:
+            raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /var/tmp")
+        folder = out.strip().splitlines()[-1]
+        try:
+            yield {"remote_temp_filename": f"{folder}/file"}
+        finally:
+            with contextlib.suppress(UnreachableError):
+                self.command(StringCommand("rm", "-rf", QuoteString(folder)), root=False)
+
     def put(self, data: bytes | Path, path: str, mode: str = "0644") -> None:
-        """Write a file on the target as root, without a moment in which others may write it."""
+        """Write a file on the target as root, without a moment in which others may write it, or read it on its way."""
         temporary = f"{path}.{secrets.token_hex(4)}"
         source = str(data) if isinstance(data, Path) else io.BytesIO(data)
-        with ctx_state.use(self.state), ctx_host.use(self.host):
+        with self._way() as way, ctx_state.use(self.state), ctx_host.use(self.host):
             try:
-                sent = self.host.put_file(source, temporary, **self._arguments(None))
+                sent = self.host.put_file(source, temporary, **way, **self._arguments(None))
             except (OSError, PyinfraError) as error:
                 why = self.refusal(temporary, data.stat().st_size if isinstance(data, Path) else len(data))
                 raise RunError(f"cannot write {path} on {self.target}: {why or error}") from error

@@ -30,6 +30,7 @@ UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restor
 # host, the box's own mark (older backups have none), when
 NAMED = re.compile(r"ownstack-(.+?)(?:-([0-9a-f]{12}))?-(\d{8}T\d{6}Z)\.tar")
 UPLOADS = ("restore-", "import")  # what came over the connection for a restore or an import, which takes it away
+VECTORS = re.compile(r"[a-z0-9-]*")
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
@@ -236,9 +237,9 @@ def _secrets(spec: Spec) -> dict[str, dict[str, str]]:
     files = {}
     for one in spec["services"]:
         for name in one["sealed"]:
-            path = os.path.join(one["folder"], name)
-            if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as stream:
+            path = parts.own(one["folder"], name)
+            if os.path.isfile(path):
+                with parts.plain(path) as stream:
                     files[f"{one['name']}/{name}"] = base64.b64encode(stream.read()).decode()
     return {"secrets": {name: read_secret(folder, name) for name in names}, "sealed": files}
 
@@ -251,7 +252,7 @@ def _fill(out: Writer, spec: Spec, work: str, emit: Emit) -> tuple[dict[str, Any
     tables: dict[str, dict[str, int]] = {}
     for one in spec["services"]:
         for name in one["databases"]:
-            source, copy = os.path.join(one["folder"], name), os.path.join(work, "copy")
+            source, copy = parts.own(one["folder"], name), os.path.join(work, "copy")
             if not os.path.exists(source):
                 continue
             progress(emit, f"copying the database of {one['name']}")
@@ -384,6 +385,8 @@ def look(spec: Spec, emit: Emit) -> dict[str, Any]:
             contents(held, spec["work"], emit)
             plan = json.loads(held.read(BOX))["plan"]
             box = {"vectors": plan.get("vectors", ""), "models": plan["models"]}
+            if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
+                raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
         about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
         parts_held = len(held.files)
     size = os.path.getsize(spec["file"])

@@ -224,7 +224,9 @@ class Reader:
             parts = {one["part"] for one in self.index.values()} - {""}
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(self.path, "its secrets cannot be read") from error
-        unsafe = [n for n in self.index if n.startswith("/") or ".." in n.split("/")]
+        # also one that begins with `/` behind a prefix, `data/n8n//etc/x`, would leave the folder it is laid in
+        names = [*self.index, *self.inside.get("sealed", {})]
+        unsafe = [name for name in names if {"", ".", ".."} & set(name.split("/"))]
         if unsafe or parts != set(self.files) - {SECRETS}:
             raise damaged(self.path, f"its index is wrong: {', '.join(unsafe[:3]) or 'other parts than there are'}")
 

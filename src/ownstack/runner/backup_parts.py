@@ -27,6 +27,21 @@ IN_MEMORY = 16 << 20
 # -------------------------------------------------------------------------------------------------- databases
 
 
+def own(folder: str, name: str) -> str:
+    """The path of a service's file. Raises StepError where it is a link or lies behind one: this may run as root, the
+    folder belongs to a service, and a link could name another one's file, which would go to this one when it is put
+    back.
+    """
+    path = os.path.join(folder, name)
+    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
+        raise StepError(
+            f"{path} is a link, or lies behind one: it is not read",
+            hint="put the file itself in its place; a data folder as a whole may be a link or a disk of its own",
+            code="link",
+        )
+    return path
+
+
 def copy_database(source: str, target: str) -> None:
     """A consistent copy of a SQLite database that others write to, by SQLite's own backup function, in one step."""
     address = f"file:{urllib.parse.quote(source)}?mode=rw"
@@ -230,7 +245,7 @@ def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list
     """Manifest and blobs of one model; blobs that several share are held once."""
     path = os.path.join(store, "manifests", name.path)
     try:
-        with _plain(path) as stream:
+        with plain(path) as stream:
             manifest = stream.read()
         about = json.loads(manifest)
         digests = [str(layer["digest"]) for layer in (*about["layers"], about["config"])]
@@ -247,7 +262,7 @@ def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list
         if digest in added:
             continue
         added.add(digest)
-        with _plain(os.path.join(store, "blobs", digest.replace(":", "-"))) as stream:
+        with plain(os.path.join(store, "blobs", digest.replace(":", "-"))) as stream:
             got = out.add(member, stream, os.fstat(stream.fileno()).st_size)
         if f"sha256:{got}" != digest:
             raise StepError(
@@ -256,5 +271,5 @@ def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list
     return members
 
 
-def _plain(path: str) -> IO[bytes]:
+def plain(path: str) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")

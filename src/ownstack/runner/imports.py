@@ -91,10 +91,12 @@ def stage(spec: Spec, emit: Emit) -> Result:
             )
         tidy(spec["work"], UPLOADS, spec["path"])
         restore._clear(spec)
+        # one that is killed here leaves copies of secrets behind, which the next `up` takes away
+        write_json(spec["state"], {"status": "staging", "clean": False, "import": source.kind})
         try:
             data = _staged(spec, source, emit)
         except BaseException:
-            restore._clear(spec)
+            restore._end(spec, "reverted")
             raise
     return {"changed": True, "data": data}
 

@@ -59,7 +59,8 @@ def maintain(spec: Spec, emit: Emit) -> Result:
 
 
 def _maintained(spec: Spec, emit: Emit) -> dict[str, Any]:
-    path = spec["database"]
+    data, inside = os.path.split(os.path.dirname(spec["database"]))
+    path = parts.own(data, os.path.join(inside, os.path.basename(spec["database"])))
     if not os.path.exists(path):
         return {"did": "nothing to win", "bytes": 0, "before": 0}
     found = look(path)

@@ -333,6 +333,8 @@ def finish(spec: Spec, emit: Emit) -> Result:
 
 def _end(spec: Spec, status: str) -> None:
     """Note the end, then take away what lies aside or ready, and note that too."""
+    if _status(spec) not in PENDING:  # nothing was exchanged, and a disk that it filled has no space for the word
+        _clear(spec)
     _note(spec, status, **ENDED)
     _clear(spec)
     _note(spec, status, clean=True)
@@ -344,7 +346,7 @@ def _clear(spec: Spec) -> None:
     for path in (
         _room(spec),
         f"{spec['state']}.next",
-        *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")],
+        *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone", "old.copying")],
     ):
         _remove(path)
 

@@ -202,8 +202,9 @@ def revert(spec: Spec, emit: Emit) -> Result:
 
     spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one, by the run that made
     it; may be left out), units (to stop, where they are not those of the snapshot).
-    data: reverted, stays (where it passed already), and where it was begun (whether programs and data may have been
-    others), id, kind, role, from, to, replaced (where the data lies that people may have worked with since).
+    data: reverted, stays (where it passed already), gone (the copy's folder, where somebody took it away: then nothing
+    is put back), and where it was begun (whether programs and data may have been others), id, kind, role, from, to,
+    replaced (where the data lies that people may have worked with since).
     """
     with alone(spec["lock"]):
         now = _state(spec)
@@ -211,6 +212,9 @@ def revert(spec: Spec, emit: Emit) -> Result:
             stays = now.get("status") in ("passed", "done") and now["id"] == spec.get("id")
             return {"changed": False, "data": {"reverted": False, "stays": stays}}
         folder = _folder(spec, now["id"])
+        if now["status"] == "taken" and not os.path.exists(os.path.join(folder, ABOUT)):
+            # the earlier program would open data that the newer one has written
+            return {"changed": False, "data": {"reverted": False, "gone": folder, **_told(now)}}
         progress(emit, "putting back what was there")
         units = spec.get("units", now["units"])
         if units:
@@ -274,6 +278,8 @@ def recover(spec: Spec, emit: Emit) -> str:
     done = revert({**spec, "units": up}, emit)["data"]
     if up:
         boss.start(up)
+    if done.get("gone"):
+        return f"{what}, and the copy of its data is gone from {done['gone']}: what is there stays; run `ownstack up`"
     return f"{what}: programs and data are as they were before it{told(done.get('replaced', ()))}"
 
 
