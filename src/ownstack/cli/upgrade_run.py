@@ -190,43 +190,29 @@ class Change:
         from .reprovision import wrong
         from .restore import again
 
+        back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
         what = "way back" if self.kind == "rollback" else "upgrade"
-        try:
-            back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
-            ended = self._ended(back, what, why, error)
-            if ended is not None:
-                return ended
-            if back.get("begun", True):
-                again(self.site, self.old, self.listen)
-                message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
-            else:
-                self.step("box.activate", upgrades.start_spec(self.old, self.role, self.patience_s))
-                message, code = f"the {what} of {self.role} did not begin: {why}", f"{self.kind}-reverted"
-                code = error.code if error is not None else code
-        except RunError as second:
-            return RunError(
-                f"the {what} of {self.role} failed ({why}), and it could not be put back now: {second.message}",
-                hint=f"{second.hint or 'mend that'}; then run `ownstack up`: it ends this",
-                code=f"{self.kind}-stuck",
-            )
-        still = wrong(verify(self.old, self.site.session, said, upgrades.GATE[self.role]))
-        hint = "the box runs as before, with its own programs and data"
-        if still:
-            hint = f"its programs and data are those of before, and these checks fail with them too: {still}"
-        return RunError(message, hint=hint + aside(back), code=code)
-
-    def _ended(self, back: dict[str, Any], what: str, why: str, error: OwnstackError | None) -> OwnstackError | None:
-        """The error where there was nothing to put back: it had passed, or not begun. None where it was put back."""
         if back.get("stays"):
             return RunError(
                 f"the {what} of {self.role} passed and stays; what it leaves behind was not cleared away: {why}",
                 hint="`ownstack up` does that",
                 code="not-cleared",
             )
-        if back.get("reverted"):
-            return None
-        nothing = f"the {what} of {self.role} did not begin: {why}"
-        return error or RunError(nothing, hint="nothing was changed", code="not-begun")
+        if not back.get("reverted"):
+            nothing = f"the {what} of {self.role} did not begin: {why}"
+            return error or RunError(nothing, hint="nothing was changed", code="not-begun")
+        if back.get("begun", True):
+            again(self.site, self.old, self.listen)
+            message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
+        else:
+            self.step("box.activate", upgrades.start_spec(self.old, self.role, self.patience_s))
+            message, code = f"the {what} of {self.role} did not begin: {why}", f"{self.kind}-reverted"
+            code = error.code if error is not None else code
+        still = wrong(verify(self.old, self.site.session, said, upgrades.GATE[self.role]))
+        hint = "the box runs as before, with its own programs and data"
+        if still:
+            hint = f"its programs and data are those of before, and these checks fail with them too: {still}"
+        return RunError(message, hint=hint + aside(back), code=code)
 
 
 def carry_out_all(changes: list[Change]) -> list[dict[str, Any]]:
