@@ -177,22 +177,15 @@ class Transaction:
         return sorted(known - {kept.vectors}) or None
 
     def put_back(self, why: str) -> RunError:
-        """Carry the earlier plan out again; the error that says why. Raises RunError where that cannot be done now."""
+        """Carry the earlier plan out again; the error that says why."""
         from ..engine.apply import execute
         from ..kit import activate
 
         activate()
         from deploy import apply
 
-        try:
-            execute(self.site.session, apply, silent, plan=self.old)
-            self._wait(self.old)
-        except RunError as error:
-            raise RunError(
-                f"the change failed ({why}), and so did the way back: {error.message}",
-                hint=f"{error.hint or 'mend that'}; then run `ownstack up` again: it goes on from here",
-                code="reprovision-stuck",
-            ) from error
+        execute(self.site.session, apply, silent, plan=self.old)
+        self._wait(self.old)
         self._note({"previous_plan": None, "old_vectors": self._unused(self.old)})
         return RunError(
             f"the change was taken back: {why}",
