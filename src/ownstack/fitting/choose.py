@@ -235,16 +235,8 @@ def choose_on(data: FitData, machine: Machine, wishes: Wishes) -> Chosen:
         if below is not None and (best is None or below.chat.quality > best.chat.quality):
             best = _for_profile(data, machine, profile, wishes)
     if best is None:
-        free = f"{gib(sum(machine.free))} of free GPU memory, {gib(machine.ram_available)} of free memory"
-        if wishes.pins:
-            raise UnsupportedError(
-                f"what is pinned or kept ({', '.join(wishes.pins.values())}) does not fit: {free}",
-                hint="without `--pin`, `--keep-models` and names in `[models]` the best that fits is chosen; "
-                "a shorter `models.context` or a smaller reserve may help too",
-                code="pinned-too-large",
-            )
         raise UnsupportedError(
-            f"no model fits: {free}",
+            f"no model fits: {gib(sum(machine.free))} of free GPU memory, {gib(machine.ram_available)} of free memory",
             hint="close programs, lower the reserve or the speed floor, or pin one that `ownstack fit --all` shows",
         )
     return best
