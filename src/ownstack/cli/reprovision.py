@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError
-from . import indexing
 from .output import note, size
 from .progress import silent
 
@@ -89,6 +88,7 @@ class Transaction:
         from ..engine import units
         from ..engine.apply import execute
         from ..kit import activate
+        from . import indexing
 
         activate()
         from deploy import remember, runner
@@ -105,6 +105,8 @@ class Transaction:
         """After the switch: what still goes on by itself ends, and what came since is indexed too."""
         self._wait(self.plan)
         if self.change.reindex:
+            from . import indexing
+
             indexing.rest(self.site.session.step, self.plan, self.old.vectors, self.carried)
 
     def _wait(self, plan: Plan, tags: list[str] | None = None) -> dict[str, dict[str, str]]:

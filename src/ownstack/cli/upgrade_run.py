@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError
-from . import indexing
 from .output import note
 from .progress import silent
 
@@ -176,6 +175,8 @@ class Change:
 
         execute(self.site.session, apply, self.listen, plan=self.plan)
         if self.vectors and self.vectors != self.plan.vectors:
+            from . import indexing
+
             indexing.anew(self.step, self.plan, self.vectors)
         report = verify(self.plan, self.site.session, said, upgrades.GATE[self.role])
         why = wrong(report)
