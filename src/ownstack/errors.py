@@ -72,8 +72,7 @@ def way_back(method: Method) -> Method:
             return method(self, why, *more)
         except OwnstackError as error:
             reason = why.message if isinstance(why, OwnstackError) else why
-            if reason not in error.message:
-                error.message = f"{error.message} (on the way back, after this: {reason})"
+            error.message = f"{error.message} (on the way back, after this: {reason})"
             raise
 
     return cast(Method, going)

@@ -121,30 +121,6 @@ def test_any_error_of_the_switch_puts_the_earlier_plan_back(
     assert steps(box)[-1] == "box.write_manifest forget"
 
 
-def test_a_way_back_that_fails_too_says_both_and_stays_unfinished(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import deploy
-
-    verdict(monkeypatch, Outcome.failed("no answer came"))
-    real, tried = apply.execute, [0]
-
-    def broken(session: Session, wanted: Any, *given: Any, **more: Any) -> Any:
-        tried[0] += wanted is deploy.apply
-        if wanted is deploy.apply and tried[0] == 2:
-            raise RunError("no space left", hint="free disk space")
-        return real(session, wanted, *given, **more)
-
-    monkeypatch.setattr(apply, "execute", broken)
-    assert run(["up", "--yes", "--json"]) == 1
-    error = told(capsys)["error"]
-    assert error["code"] == "reprovision-stuck"
-    assert "no answer came" in error["message"]
-    assert "no space left" in error["message"]
-    assert error["hint"].startswith("free disk space; then run `ownstack up` again")
-    assert "box.write_manifest forget" not in steps(box), "the next run knows where it came from"
-
-
 def test_amber_and_checks_of_other_things_take_nothing_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,57 +221,6 @@ def test_collections_of_a_change_that_was_taken_back_are_left_to_prune(
     assert '"old_vectors": ["open-webui-snowflake-arctic-embed-22m-' in last
 
 
-def carried(box: Box) -> list[str]:
-    return [c for c in box.seen.commands if "open_webui.reindex" in c and '"carried": true' in c]
-
-
-def test_documents_have_their_new_vectors_before_anything_is_switched(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    verdict(monkeypatch, Outcome.ok("fine"))
-    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
-    done = steps(box)
-    noted = next(i for i, c in enumerate(done) if c == "box.write_manifest")
-    names = ("open_webui.vectors", "box.write_manifest keep", "box.activate", "open_webui.reindex")
-    order = [done.index("ollama.pull_wait"), noted, *map(done.index, names)]
-    assert order == sorted(order)
-    (command,) = [c for c in box.seen.commands if "open_webui.vectors" in c]
-    assert '"model": "snowflake-arctic-embed:22m"' in command
-    assert '"old": "open-webui"' in command
-    assert len(carried(box)) == 1, "after the switch only what came since"
-
-
-@pytest.mark.parametrize("why", ["it cannot embed", "it was cut off"])
-def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
-    why: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    verdict(monkeypatch, Outcome.ok("fine"))
-    if why == "it was cut off":  # people may work with the new collections already
-        old = machines.plan("rtx-4070").model_dump(mode="json")
-        box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
-    real = Session.step
-
-    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
-        if name == "open_webui.vectors":
-            raise RunError(why)
-        return real(self, name, spec, timeout)
-
-    monkeypatch.setattr(Session, "step", step)
-    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
-    assert ("indexed by Open WebUI, and found bit by bit: it cannot" in capsys.readouterr().err) == (
-        why == "it cannot embed"
-    )
-    assert "open_webui.reindex" in steps(box)
-    assert carried(box) == []
-
-
-def test_without_the_checks_nothing_is_pruned(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["up", "--yes", "--json", "--prune", "--no-verify"]) == 2
-    assert "--no-verify" in told(capsys)["error"]["message"]
-    assert box.seen.commands == []
-    assert not reprovision.settled(VerifyReport(()))
-
-
 def test_prune_is_only_done_when_it_is_asked_for(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +245,13 @@ def test_prune_is_only_done_when_it_is_asked_for(
         verdict(monkeypatch, outcome, role)
         assert run(["up", "--yes", "--prune"]) == 1
         assert ("ollama.prune" in steps(box)) == pruned
+
+
+def test_what_was_not_verified_is_not_pruned(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--yes", "--json", "--prune", "--no-verify"]) == 2
+    assert "--no-verify" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
+    assert not reprovision.settled(VerifyReport(()))
 
 
 @pytest.mark.parametrize("engine", ["own", "used", "adopted"])
@@ -377,3 +309,47 @@ def test_keep_and_pin_are_the_owners_word(box: Box, capsys: pytest.CaptureFixtur
     for wrong in ("chat", "poetry=x", "chat="):
         assert run(["plan", "--pin", wrong, "--json"]) == 2
         assert "--pin" in told(capsys)["error"]["message"]
+
+
+def carried(box: Box) -> list[str]:
+    return [c for c in box.seen.commands if "open_webui.reindex" in c and '"carried": true' in c]
+
+
+def test_documents_have_their_new_vectors_before_anything_is_switched(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
+    done = steps(box)
+    noted = next(i for i, c in enumerate(done) if c == "box.write_manifest")
+    names = ("open_webui.vectors", "box.write_manifest keep", "box.activate", "open_webui.reindex")
+    order = [done.index("ollama.pull_wait"), noted, *map(done.index, names)]
+    assert order == sorted(order)
+    (command,) = [c for c in box.seen.commands if "open_webui.vectors" in c]
+    assert '"model": "snowflake-arctic-embed:22m"' in command
+    assert '"old": "open-webui"' in command
+    assert len(carried(box)) == 1, "after the switch only what came since"
+
+
+@pytest.mark.parametrize("why", ["it cannot embed", "it was cut off"])
+def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
+    why: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    if why == "it was cut off":  # people may work with the new collections already
+        old = machines.plan("rtx-4070").model_dump(mode="json")
+        box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
+    real = Session.step
+
+    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == "open_webui.vectors":
+            raise RunError(why)
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
+    assert ("indexed by Open WebUI, and found bit by bit: it cannot" in capsys.readouterr().err) == (
+        why == "it cannot embed"
+    )
+    assert "open_webui.reindex" in steps(box)
+    assert carried(box) == []

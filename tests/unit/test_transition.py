@@ -110,11 +110,10 @@ def test_the_small_models_that_came_with_the_kit_are_kept_too_when_the_registry_
     assert plan("rtx-4090", {"models.keep": True}, state=box(away)).models == away.models
 
 
-@pytest.mark.parametrize("keys", [{"models.keep": True}, {"models.chat": "qwen3.6:27b"}])
-def test_what_is_kept_or_pinned_and_fits_no_longer_is_named_with_the_way_out(keys: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match=r"pinned or kept \(.*qwen3.6:27b") as caught:
-        plan("gtx-1060", keys, state=box(plan("rtx-4090")))
-    assert caught.value.code == "pinned-too-large"
+def test_what_is_kept_and_fits_no_longer_is_named_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"the models that are kept do not fit: .*qwen3.6:27b") as caught:
+        plan("gtx-1060", {"models.keep": True}, state=box(plan("rtx-4090")))
+    assert caught.value.code == "kept-too-large"
     assert "--keep-models" in caught.value.hint
     assert chat(plan("gtx-1060", state=box(plan("rtx-4090")))) != "qwen3.6:27b"
 

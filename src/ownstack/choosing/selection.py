@@ -38,9 +38,14 @@ def select(
         return _told(kept, today)
     wanted = wishes(settings)
     bootstrap = _bootstrap(report, data, settings)
-    if settings.role("models").keep:
-        wanted = dataclasses.replace(wanted, pins={**_pins_of(state), **wanted.pins})
-    chosen = choose_models(report, wanted, data.fit)
+    held_on = _pins_of(state) if settings.role("models").keep else {}
+    wanted = dataclasses.replace(wanted, pins={**held_on, **wanted.pins})
+    try:
+        chosen = choose_models(report, wanted, data.fit)
+    except UnsupportedError as error:
+        if held_on:
+            raise _kept_too_large(error) from error
+        raise
     if sources.models:
         held = _held(report, wanted, data, state)
         if held is None:
@@ -55,6 +60,14 @@ def select(
         artifacts=frozenset(m.artifact for m in first), engine_url=url, engine_existing=existing, data=today,
         reasons=chosen.reasons, warnings=chosen.warnings,
     )  # fmt: skip
+
+
+def _kept_too_large(error: UnsupportedError) -> UnsupportedError:
+    return UnsupportedError(
+        f"the models that are kept do not fit: {error.message}",
+        hint="without `--keep-models` and `[models] keep` the best that fits is chosen; or close programs",
+        code="kept-too-large",
+    )
 
 
 def _told(kept: Picked, today: str) -> Picked:

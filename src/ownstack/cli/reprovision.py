@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError, way_back
-from . import indexing
 from .output import note, size
 from .progress import silent
 
@@ -89,6 +88,7 @@ class Transaction:
         from ..engine import units
         from ..engine.apply import execute
         from ..kit import activate
+        from . import indexing
 
         activate()
         from deploy import remember, runner
@@ -105,6 +105,8 @@ class Transaction:
         """After the switch: what still goes on by itself ends, and what came since is indexed too."""
         self._wait(self.plan)
         if self.change.reindex:
+            from . import indexing
+
             indexing.rest(self.site.session.step, self.plan, self.old.vectors, self.carried)
 
     def _wait(self, plan: Plan, tags: list[str] | None = None) -> dict[str, dict[str, str]]:
@@ -178,22 +180,15 @@ class Transaction:
 
     @way_back
     def put_back(self, why: str) -> RunError:
-        """Carry the earlier plan out again; the error that says why. Raises RunError where that cannot be done now."""
+        """Carry the earlier plan out again; the error that says why."""
         from ..engine.apply import execute
         from ..kit import activate
 
         activate()
         from deploy import apply
 
-        try:
-            execute(self.site.session, apply, silent, plan=self.old)
-            self._wait(self.old)
-        except RunError as error:
-            raise RunError(
-                f"the change failed ({why}), and so did the way back: {error.message}",
-                hint=f"{error.hint or 'mend that'}; then run `ownstack up` again: it goes on from here",
-                code="reprovision-stuck",
-            ) from error
+        execute(self.site.session, apply, silent, plan=self.old)
+        self._wait(self.old)
         self._note({"previous_plan": None, "old_vectors": self._unused(self.old)})
         return RunError(
             f"the change was taken back: {why}",

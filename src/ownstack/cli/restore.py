@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, OwnstackError, RunError, UnreachableError, way_back
-from . import indexing
 from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
@@ -92,6 +91,8 @@ class Restoring:
             models = self.step("restore.models", url=plan.engine_url, folder=backups.store(plan))["models"]
         execute(self.site.session, apply, self.listen, plan=plan)
         if "open_webui" in self.about["services"] and plan.vectors != self.about["box"]["vectors"]:
+            from . import indexing
+
             indexing.anew(self.site.session.step, plan, self.about["box"]["vectors"])
         return models
 

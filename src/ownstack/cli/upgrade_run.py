@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError, way_back
-from . import indexing
 from .output import note
 from .progress import silent
 
@@ -176,6 +175,8 @@ class Change:
 
         execute(self.site.session, apply, self.listen, plan=self.plan)
         if self.vectors and self.vectors != self.plan.vectors:
+            from . import indexing
+
             indexing.anew(self.step, self.plan, self.vectors)
         report = verify(self.plan, self.site.session, said, upgrades.GATE[self.role])
         why = wrong(report)
@@ -191,33 +192,8 @@ class Change:
         from .reprovision import wrong
         from .restore import again
 
+        back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
         what = "way back" if self.kind == "rollback" else "upgrade"
-        try:
-            back = revert(self.site, {**upgrades.place(self.old), "id": self.identity})
-            ended = self._ended(back, what, why, error)
-            if ended is not None:
-                return ended
-            if back.get("begun", True):
-                again(self.site, self.old, self.listen)
-                message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
-            else:
-                self.step("box.activate", upgrades.start_spec(self.old, self.role, self.patience_s))
-                message, code = f"the {what} of {self.role} did not begin: {why}", f"{self.kind}-reverted"
-                code = error.code if error is not None else code
-        except RunError as second:
-            return RunError(
-                f"the {what} of {self.role} failed ({why}), and it could not be put back now: {second.message}",
-                hint=f"{second.hint or 'mend that'}; then run `ownstack up`: it ends this",
-                code=f"{self.kind}-stuck",
-            )
-        still = wrong(verify(self.old, self.site.session, said, upgrades.GATE[self.role]))
-        hint = "the box runs as before, with its own programs and data"
-        if still:
-            hint = f"its programs and data are those of before, and these checks fail with them too: {still}"
-        return RunError(message, hint=hint + aside(back), code=code)
-
-    def _ended(self, back: dict[str, Any], what: str, why: str, error: OwnstackError | None) -> OwnstackError | None:
-        """The error where nothing was put back: it had passed, not begun, or the copy is gone. None where it was."""
         if back.get("stays"):
             return RunError(
                 f"the {what} of {self.role} passed and stays; what it leaves behind was not cleared away: {why}",
@@ -230,10 +206,21 @@ class Change:
                 hint="nothing was put back; `ownstack up` goes on with what is there, `ownstack restore` has a backup",
                 code="no-snapshot",
             )
-        if back.get("reverted"):
-            return None
-        nothing = f"the {what} of {self.role} did not begin: {why}"
-        return error or RunError(nothing, hint="nothing was changed", code="not-begun")
+        if not back.get("reverted"):
+            nothing = f"the {what} of {self.role} did not begin: {why}"
+            return error or RunError(nothing, hint="nothing was changed", code="not-begun")
+        if back.get("begun", True):
+            again(self.site, self.old, self.listen)
+            message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
+        else:
+            self.step("box.activate", upgrades.start_spec(self.old, self.role, self.patience_s))
+            message, code = f"the {what} of {self.role} did not begin: {why}", f"{self.kind}-reverted"
+            code = error.code if error is not None else code
+        still = wrong(verify(self.old, self.site.session, said, upgrades.GATE[self.role]))
+        hint = "the box runs as before, with its own programs and data"
+        if still:
+            hint = f"its programs and data are those of before, and these checks fail with them too: {still}"
+        return RunError(message, hint=hint + aside(back), code=code)
 
 
 def carry_out_all(changes: list[Change]) -> list[dict[str, Any]]:

@@ -244,8 +244,8 @@ def _nothing_fits(machine: Machine, wishes: Wishes) -> UnsupportedError:
     if wishes.pins:
         named = ", ".join(f"{use} = {tag}" for use, tag in sorted(wishes.pins.items()))
         return UnsupportedError(
-            f"what is named, pinned or kept ({named}) does not fit: {free}",
-            hint="without `--pin`, `--keep-models` and names in `[models]` the best that fits is chosen "
+            f"no choice fits with what was named ({named}): {free}",
+            hint="without `--pin` and names in `[models]` the best that fits is chosen "
             "(`--set models.chat=...` names another one); a shorter `models.context` or a smaller reserve may help too",
             code="pinned-too-large",
         )
