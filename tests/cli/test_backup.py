@@ -604,6 +604,30 @@ def test_a_backup_that_is_nowhere_makes_no_box_of_a_new_machine(
     assert steps(box) == []
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_data_that_an_earlier_box_left_is_not_replaced_unasked(
+    earlier: bool, box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `down`: the programs are gone, what people wrote is there."""
+    before, questions = box.state, []
+
+    def made(site: Any, plan: Any, listen: Any) -> Any:
+        site.state = before
+        return site.recorded_plan()
+
+    def confirm(question: str, yes: bool, as_json: bool) -> None:
+        if not yes:
+            questions.append(question.split()[0])
+
+    bare_machine(box, monkeypatch, ["/mnt/usb/a.tar"], {})
+    if earlier:
+        box.state = machines.box(machines.plan(box.report), installed=False)
+    monkeypatch.setattr(restore, "made", made)
+    monkeypatch.setattr(restore, "confirm", confirm)
+    assert run(["restore", "/mnt/usb/a.tar", "--passphrase-file", word]) == 0
+    assert questions == (["Make", "Put"] if earlier else ["Make"])
+
+
 def test_a_box_that_was_made_for_a_backup_which_does_not_open_is_told(
     box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
