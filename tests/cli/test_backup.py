@@ -151,10 +151,14 @@ def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "sound, 4 parts" in out
     assert "2 accounts, 3 chats" in out
+    assert spec(box, "backup.verify")["file"] == "/mnt/b.tar"
     assert "passphrase_file" not in spec(box, "backup.verify")
     assert run(["backup", "--verify", "/mnt/b.tar", "--json", "--passphrase-file", word]) == 0
     assert told(capsys)["data"]["opened"]
     assert "passphrase_file" in spec(box, "backup.verify")
+    assert run(["backup", "--verify", "b.tar", "--json"]) == 0
+    assert spec(box, "backup.verify")["file"] == f"{Path.cwd()}/b.tar", "as restore takes it"
+    capsys.readouterr()
     assert "backup.make_outliving" not in steps(box)
 
 

@@ -162,7 +162,7 @@ def backup(
             )
         with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
             site.session.on_event = progress
-            data = look(site, verify_file, word, identity, drill)
+            data = look(site, str(Path(verify_file).absolute()), word, identity, drill)
         return _say_look(data, as_json)
     word = "" if every == "never" else new_passphrase(passphrase_file, recipients, as_json)
     if every is not None:
