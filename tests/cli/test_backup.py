@@ -164,10 +164,14 @@ def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "sound, 4 parts" in out
     assert "2 accounts, 3 chats" in out
+    assert spec(box, "backup.verify")["file"] == "/mnt/b.tar"
     assert "passphrase_file" not in spec(box, "backup.verify")
     assert run(["backup", "--verify", "/mnt/b.tar", "--json", "--passphrase-file", word]) == 0
     assert told(capsys)["data"]["opened"]
     assert "passphrase_file" in spec(box, "backup.verify")
+    assert run(["backup", "--verify", "b.tar", "--json"]) == 0
+    assert spec(box, "backup.verify")["file"] == f"{Path.cwd()}/b.tar", "as restore takes it"
+    capsys.readouterr()
     assert "backup.make_outliving" not in steps(box)
 
 
@@ -178,14 +182,6 @@ def test_looking_at_one_and_making_one_do_not_go_together(
     assert run(["backup", "--json", "--verify", "/mnt/b.tar", *more]) == 2
     assert told(capsys)["error"]["code"] == "usage"
     assert steps(box) == []
-
-
-def test_a_file_to_be_checked_may_be_named_from_where_one_stands(
-    box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(["backup", "--json", "--verify", "b.tar"]) == 0
-    assert spec(box, "backup.verify")["file"] == str(tmp_path / "b.tar")
 
 
 def test_the_box_makes_them_itself_and_stops(
@@ -688,6 +684,30 @@ def test_no_box_is_made_for_a_backup_that_is_none(
     assert error["code"] == code
     assert str(path) in error["message"]
     assert steps(box) == []
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_data_that_an_earlier_box_left_is_not_replaced_unasked(
+    earlier: bool, box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `down`: the programs are gone, what people wrote is there."""
+    before, questions = box.state, []
+
+    def made(site: Any, plan: Any, listen: Any) -> Any:
+        site.state = before
+        return site.recorded_plan()
+
+    def confirm(question: str, yes: bool, as_json: bool) -> None:
+        if not yes:
+            questions.append(question.split()[0])
+
+    bare_machine(box, monkeypatch, ["/mnt/usb/a.tar"], {})
+    if earlier:
+        box.state = machines.box(machines.plan(box.report), installed=False)
+    monkeypatch.setattr(restore, "made", made)
+    monkeypatch.setattr(restore, "confirm", confirm)
+    assert run(["restore", "/mnt/usb/a.tar", "--passphrase-file", word]) == 0
+    assert questions == (["Make", "Put"] if earlier else ["Make"])
 
 
 def test_a_box_that_was_made_for_a_backup_which_does_not_open_is_told(

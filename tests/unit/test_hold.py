@@ -138,6 +138,21 @@ def test_many_at_once_do_not_mix(session: Session, layout: Layout, monkeypatch: 
     assert [line["step"] for line in written(layout)] == ["x" * 900] * 60
 
 
+def test_a_machine_without_a_lock_is_told_as_one(session: Session, layout: Layout) -> None:
+    place = Path(f"/run/{layout.prefix}.lock" if os.getuid() == 0 else f"/run/user/{os.getuid()}/{layout.prefix}.lock")
+    place.mkdir()
+    try:
+        held = Hold(session, layout, "up")
+    finally:
+        place.rmdir()
+    assert (held.held, held.lacks) == (False, str(place))
+    held.note("begin", "Base: folders")
+    held.close()
+    there = Hold(session, layout, "up")
+    assert (there.held, there.lacks) == (True, "")
+    there.close()
+
+
 def test_the_last_step_of_a_purge_makes_nothing_anew(session: Session, layout: Layout) -> None:
     held = Hold(session, layout, "down")
     held.note("begin", "Base: remove")

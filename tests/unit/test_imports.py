@@ -430,6 +430,19 @@ def test_one_that_was_killed_while_it_was_laid_ready_is_known_and_cleared_away(
     assert box.content() == before
 
 
+@pytest.mark.parametrize("first", "+/Aa9")
+def test_every_key_that_n8n_makes_is_taken(
+    first: str, box: SmallBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 random bytes in base64: one in 32 begins with a sign."""
+    key = first + "x" * 31
+    monkeypatch.setattr(imports_n8n, "opened", lambda *given: {"opened": ["k1"], "closed": []})
+    asked = spec(box, flows(tmp_path / "volume", key=key))
+    imports.stage(asked, silent)
+    restore.swap(asked, silent)
+    assert (box.secrets / "n8n_encryption_key").read_text().strip() == key
+
+
 def test_the_key_of_a_file_wins(box: SmallBox, tmp_path: Path, opens: dict[str, list[str]]) -> None:
     (tmp_path / "key").write_text(KEY + "\n")
     asked = spec(box, flows(tmp_path / "volume", key=""), key_file=str(tmp_path / "key"))

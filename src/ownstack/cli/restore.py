@@ -312,6 +312,7 @@ def restore(
     with open_site(settings, sudo_password_file, doing="restore") as site, Progress(quiet=as_json) as progress:
         upgrade_run.end_first(site, progress)
         new = not stands(site)
+        bare = new and not site.state.stands  # else there may be data of an earlier box
         if new:
             about = described(site, path)
             held = settings_in(about, path)  # those given here win
@@ -329,7 +330,7 @@ def restore(
             found = located(site, plan, path)
             try:
                 with on_target(site.session, word, identity) as keys:
-                    data = _restored(site, plan, found, dict(keys), progress, yes or new, as_json)
+                    data = _restored(site, plan, found, dict(keys), progress, yes or bare, as_json)
             finally:
                 if found.startswith(f"{plan.layout.var}/work/") and site.session.alive:  # it was uploaded for this run
                     with contextlib.suppress(OwnstackError):

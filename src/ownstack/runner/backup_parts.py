@@ -222,7 +222,7 @@ def add_models(out: Writer, spec: Spec) -> list[dict[str, Any]]:
     added: set[str] = set()
     for item in sorted(there, key=lambda one: str(one["name"])):
         name = api.parse(item["name"])
-        again = name.short in fetched
+        again = name.short in fetched or _as_it_came(spec.get("folder", ""), name)
         row = {"name": item["name"], "digest": item["digest"], "size": item["size"], "made_here": not again}
         if spec.get("folder") and (spec.get("with_models") or not again):
             row["files"] = _add_model(out, spec["folder"], name, added)
@@ -239,6 +239,20 @@ def _fetched(spec: Spec) -> set[str]:
         if now is not None and now["blob"] == noted["blob"]:
             found.add(api.parse(tag).short)
     return found
+
+
+def _as_it_came(store: str, name: api.Name) -> bool:
+    """Whether a model is one that somebody pulled past the kit: its manifest is as a registry sends it.
+
+    One that was made here names in its layers what they are from, and Ollama ends its manifest with a line break.
+    """
+    try:
+        with plain(os.path.join(store, "manifests", name.path)) as stream:
+            text = stream.read()
+        layers = json.loads(text)["layers"]
+        return bool(store) and not text.endswith(b"\n") and not any(layer.get("from") for layer in layers)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list[str]:

@@ -41,7 +41,8 @@ COUNTED = {
     "open_webui": {"user": "accounts", "chat": "chats", "file": "files", "knowledge": "knowledge collections"},
     "n8n": {"user": "accounts", "workflow_entity": "workflows", "credentials_entity": "credentials"},
 }
-SAFE_KEY = re.compile(r"[A-Za-z0-9][!-~]*")  # as it can stand in a file of variables without quotes
+# as it can stand in a file of variables without quotes; those that n8n makes are of base64, and may begin with + or /
+SAFE_KEY = re.compile(r"[A-Za-z0-9+/][!-~]*")
 
 
 def find(spec: Spec, emit: Emit) -> Result:
@@ -362,7 +363,8 @@ def _key(spec: Spec, source: Source) -> str:
         )
     if not SAFE_KEY.fullmatch(held) or set(held) & set("\"'\\"):
         raise StepError(
-            "the encryption key of that n8n has blanks, quotes or backslashes in it, which this box cannot carry",
+            "the encryption key of that n8n has blanks, quotes or backslashes in it, or begins with another sign than "
+            "+ or /: this box cannot carry it",
             hint="in n8n there: give it a plain key, and enter the credentials again; nothing was changed",
             code="import-key",
         )
