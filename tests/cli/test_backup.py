@@ -18,6 +18,7 @@ from ownstack.cli import restore, restore_new, run
 from ownstack.cli.site import read_settings
 from ownstack.engine.session import Session, Target
 from ownstack.errors import RunError
+from ownstack.plan import Schedule
 from ownstack.runner import backup
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
@@ -348,6 +349,27 @@ def test_status_says_when_the_last_one_was_made(
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": failed})
     assert run(["status"]) == 0
     assert "was put off: the box was being worked on: anna; the last good one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("every", "days", "told_of"), [("day", 1.5, False), ("day", 3, True), ("week", 8, False), ("week", 10, True)]
+)
+def test_status_says_when_the_timer_does_not_even_try(
+    every: str,
+    days: float,
+    told_of: bool,
+    box: Box,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where its disk is away systemd does not start the unit, and nothing is there to note a failure."""
+    wanted = Schedule(every=every, to="/mnt/usb", keep=7)  # type: ignore[arg-type]
+    box.state = machines.box(machines.plan(box.report).model_copy(update={"backup": wanted}))
+    last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400, "bytes": 2**20}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": None})
+    assert run(["status"]) == 0
+    line = f"though one is due every {every}: `systemctl status ownstack-backup`"
+    assert (line in capsys.readouterr().out) == told_of
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
