@@ -613,6 +613,24 @@ def test_a_plan_for_another_host_or_another_state_is_refused(
 # -- help and completion --------------------------------------------------------------------------
 
 
+def test_disk_answers_where_the_engine_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is what an error on a full disk tells people to type, and on one the engine may not run."""
+    stand(monkeypatch)
+    fault = {"event": "error", "code": "engine-down", "message": "Ollama does not answer", "hint": "start it"}
+    real = standing.runner
+    monkeypatch.setattr(standing, "runner", lambda text: [json.dumps(fault)] if "ollama.list" in text else real(text))
+    disks = [{"mount": "/", "total": 200 << 30, "free": 1 << 20}]
+    monkeypatch.setitem(ANSWERS, "box.disk", {"folders": [], "disks": disks})
+    assert run(["disk"]) == 0
+    said = capsys.readouterr()
+    assert "free on /: 1 MiB of 200.0 GiB" in said.out
+    assert "Ollama does not answer" in said.err
+    assert run(["disk", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["models"] == []
+
+
 def test_disk_says_who_holds_what(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stand(monkeypatch)
     n8n = {"name": "n8n", "path": "/opt/ownstack/n8n", "kind": "programs", "bytes": 3 << 30, "unread": 0}

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..errors import RunError
 from ..plan import Plan
-from .output import emit_json, say, size
-from .site import open_site, read_settings, target_options
+from .output import emit_json, note, say, size
+from .site import Site, open_site, read_settings, target_options
 
 SNAPSHOTS = "snapshots"
 
@@ -29,7 +30,7 @@ def disk(
     with open_site(settings, sudo_password_file) as site:
         plan = site.recorded_plan()
         used = site.session.step("box.disk", {"folders": folders(plan)})
-        there = site.session.step("ollama.list", {"url": plan.engine_url})["models"] if plan.has("models") else []
+        there, silent = listed(site, plan)
     planned = {model.tag.removesuffix(":latest"): model.use for model in plan.models}
     models = [
         {"name": one["name"], "bytes": one["size"], "use": planned.get(one["name"].removesuffix(":latest"), "yours")}
@@ -40,6 +41,8 @@ def disk(
         return 0
     for kind in ("programs", "data", "configuration", "yours"):
         show(kind, [row for row in used["folders"] if row["kind"] == kind])
+    if silent:
+        note(f"the models cannot be told one by one: {silent}")
     if models:
         say("the models one by one (parts that several share are counted with each)")
         for one in sorted(models, key=lambda one: -one["bytes"]):
@@ -49,6 +52,16 @@ def disk(
     for one in used["disks"]:
         say(f"free on {one['mount']}: {size(one['free'])} of {size(one['total'])}")
     return 0
+
+
+def listed(site: Site, plan: Plan) -> tuple[list[dict[str, Any]], str]:
+    """The engine's models; none where it does not answer, and why: on a full disk it may not run, and this is asked."""
+    if not plan.has("models"):
+        return [], ""
+    try:
+        return list(site.session.step("ollama.list", {"url": plan.engine_url})["models"]), ""
+    except RunError as error:
+        return [], error.message
 
 
 def folders(plan: Plan) -> list[dict[str, str]]:
