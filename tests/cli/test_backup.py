@@ -15,10 +15,11 @@ import pytest
 
 from ownstack.cli import restore, restore_bare, run
 from ownstack.cli.site import read_settings
-from ownstack.cli.status import describe_backup
+from ownstack.cli.status import describe_backup, describe_overdue
 from ownstack.engine import preflight
 from ownstack.engine.session import MARK, Session, Target
 from ownstack.errors import RunError
+from ownstack.plan import Schedule
 from ownstack.runner import backup
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
@@ -348,15 +349,25 @@ def test_status_says_when_the_last_one_was_made(
 
 
 @pytest.mark.parametrize(
-    ("every", "days", "late"),
-    [("day", 1, False), ("day", 3, True), ("week", 7, False), ("week", 9, True), ("never", 99, False)],
+    ("every", "days", "told_of"), [("day", 1.5, False), ("day", 3, True), ("week", 8, False), ("week", 10, True)]
 )
-def test_status_says_when_one_is_overdue(every: str, days: int, late: bool) -> None:
-    """One that was killed, or whose disk could not be mounted, has noted nothing."""
-    last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400 - 60, "bytes": 2**20}
-    said = describe_backup({"last": last, "every": every, "unit": "ownstack-backup"})
-    assert ("the log of the unit ownstack-backup says why none came" in said) == late
-    assert ("yet to come" in describe_backup({"every": every})) == (every != "never")
+def test_status_says_when_one_is_overdue(
+    every: str, days: float, told_of: bool, box: Box, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Where its disk is away systemd does not start the unit, and one that was killed has noted nothing."""
+    wanted = Schedule(every=every, to="/mnt/usb", keep=7)  # type: ignore[arg-type]
+    box.state = machines.box(machines.plan(box.report).model_copy(update={"backup": wanted}))
+    last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400, "bytes": 2**20}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": None})
+    assert run(["status"]) == 0
+    line = f"though one is due every {every}: `systemctl status ownstack-backup`"
+    assert (line in capsys.readouterr().out) == told_of
+    if told_of:
+        failed = {"time": time.time() - 3600, "message": "disk-full"}
+        assert describe_overdue({"every": every, "unit": "", "last": last, "failed": failed}) == ""
+    assert describe_overdue({"every": "never", "last": {"time": 0.1}}) == ""
+    assert "yet to come" in describe_backup({"every": every})
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:

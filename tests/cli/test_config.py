@@ -226,7 +226,12 @@ def test_it_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
     done: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda handle: done.append("on the disk"))
     replace = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, target: (done.append("in its place"), replace(self, target))[1])
+
+    def placed(self: Path, target: Path) -> None:
+        done.append("in its place")
+        replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", placed)
     put(tmp_path / "ownstack.toml", 'use = "code"\n')
     assert done == ["on the disk", "in its place"]
     assert (tmp_path / "ownstack.toml").read_text() == 'use = "code"\n'

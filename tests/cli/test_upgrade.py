@@ -429,6 +429,26 @@ def test_rollback_names_what_is_lost_and_goes_back(
     assert specs(box, "box.write_manifest")[0]["values"]["versions"]["n8n"]["version"] == "2.40.7"
 
 
+def test_a_service_that_does_not_answer_can_be_rolled_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be why somebody goes back."""
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [snapshot(box)]})
+    real, asked = Session.step, []
+
+    def step(self: Session, name: str, *given: Any, **more: Any) -> dict[str, Any]:
+        asked.append(name)
+        if name == "snapshots.counts" and "snapshots.take" not in asked:
+            raise RunError("Qdrant answers 0")
+        return real(self, name, *given, **more)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert run(["rollback", "--yes", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert data["lost"] == ["what n8n holds more cannot be counted (Qdrant answers 0)"]
+    assert "snapshots.commit" in asked
+
+
 def test_a_rollback_that_does_not_verify_undoes_itself(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,11 +205,16 @@ def test_it_stays_bounded(session: Session, layout: Layout, monkeypatch: pytest.
 def test_what_is_left_of_it_is_on_the_disk_before_it_takes_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, done = tmp_path / "journal.jsonl", []
+    path, done = tmp_path / "journal.jsonl", list[str]()
     path.write_text("x" * 100)
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (done.append(name), real(*given))[1])
+    replace = os.replace
+
+    def placed(source: str, target: str) -> None:
+        done.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("fsync"))
+    monkeypatch.setattr(os, "replace", placed)
     program.cut(str(path), 50, 10)
     assert path.read_text() == "x" * 10
     assert done == ["fsync", "replace"]

@@ -276,6 +276,17 @@ def test_an_open_webui_takes_the_place_of_the_boxes_and_goes_again(box: SmallBox
     assert seen(source) == theirs
 
 
+def test_what_is_damaged_here_is_no_hindrance_to_what_takes_its_place(box: SmallBox, tmp_path: Path) -> None:
+    live = box.var / "open_webui/webui.db"
+    live.write_bytes(live.read_bytes()[:100] + b"\xff" * 4096)
+    asked = spec(box, webui(tmp_path / "volume"))
+    told = imports.stage(asked, silent)["data"]
+    assert told["here"] == {}
+    assert "cannot be counted, it may be damaged" in told["notes"][-1]
+    restore.swap(asked, silent)
+    assert imports.compare(asked, silent)["data"]["counts"]["chat"] == 2
+
+
 def test_settings_of_the_time_when_they_were_one_text_are_planned_too(box: SmallBox, tmp_path: Path) -> None:
     source = webui(tmp_path / "volume")
     held = {"rag": {"embedding_engine": "", "top_k": 3, "enable_hybrid_search": True}, "ui": {"banners": ["mine"]}}

@@ -729,6 +729,34 @@ def test_without_its_copy_no_earlier_program_opens_the_newer_data(box: Box) -> N
 # -- the way back later --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fault", ["silent", "damaged", "key"])
+def test_what_is_not_sound_today_can_be_gone_back_from(fault: str, box: Box) -> None:
+    """A newer version that broke its data, or does not answer, is why somebody goes back."""
+    before = box.content()
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    (box.secrets / "n8n_encryption_key").write_text(KEY + "\n")
+    (box.flow / ".n8n/config").write_text(json.dumps({"encryptionKey": KEY}))
+    snapshots.commit(box.place(), silent)
+    spec = {**box.spec(identity="today"), "kind": "rollback"}
+    if fault == "silent":
+        spec["count"] = {**spec["count"], "engine": "http://127.0.0.1:9"}
+    if fault == "key":
+        (box.secrets / "n8n_encryption_key").write_text("another\n")
+    path = box.flow / ".n8n/database.sqlite"
+    if fault == "damaged":
+        path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 8192)
+    with pytest.raises(StepError):
+        snapshots.take({**spec, "kind": "upgrade"}, silent)
+    snapshots.revert(box.place(), silent)
+    snapshots.take(spec, silent)
+    snapshots.put({**box.place(), "from": "first"}, silent)
+    now = kept(box.content())
+    for name in ("var/manifest.json", "etc/n8n/env"):  # written anew by whoever goes back
+        now.pop(name), before.pop(name)
+    assert now == before
+
+
 def test_later_todays_data_stays_aside_and_both_ways_are_open(box: Box) -> None:
     old = box.content()
     snapshots.take(box.spec(), silent)

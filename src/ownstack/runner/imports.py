@@ -137,10 +137,14 @@ def _staged(spec: Spec, source: Source, emit: Emit) -> dict[str, Any]:
     write_json(os.path.join(room, NOTED), noted, 0o600)
     os.sync()
     write_json(spec["state"], {"status": "staged", "import": source.kind, "file": spec["path"], "items": items})
-    live = os.path.join(place, source.database_name)
+    here = {}
+    try:
+        here = _now(source.kind, os.path.join(place, source.database_name))
+    except sqlite3.Error as error:  # it may be why somebody imports
+        told["notes"].append(f"what the box holds now cannot be counted, it may be damaged: {error}")
     return {
         "kind": source.kind, "label": source.label, "found": source.database,
-        "holds": _holds(source.kind, database), "here": _now(source.kind, live), **told,
+        "holds": _holds(source.kind, database), "here": here, **told,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .backup import alone
@@ -125,9 +125,9 @@ def take(spec: Spec, emit: Emit) -> Result:
         if _state(spec).get("status") in PENDING:
             raise StepError("an earlier upgrade was cut off", hint=AGAIN, code="upgrade-pending")
         space(spec, emit)
-        before = counts(spec["count"], emit)["data"]
-        if before["key"]:
-            n8n_key(spec["secrets_dir"], spec["count"]["n8n_data"], os.path.join(spec["var"], "n8n-content.json"))
+        before = _sound(
+            spec, emit, lambda: _counted(spec, emit), {"tables": {}, "vectors": {}, "models": {}, "key": ""}
+        )
         folder = _folder(spec, spec["id"])
         items = [_item(folder, item) for item in spec["items"]]
         about = {
@@ -144,7 +144,7 @@ def take(spec: Spec, emit: Emit) -> Result:
                 progress(emit, f"copying what {item['name']} keeps")
                 copy_folder(item["place"], item["copy"])
             copy_small(spec, folder)
-            tables = opened(spec, folder, items, emit)
+            tables = _sound(spec, emit, lambda: opened(spec, folder, items, emit), {})
             os.sync()
             before["tables"] = tables
             about["counts"] = before
@@ -155,6 +155,24 @@ def take(spec: Spec, emit: Emit) -> Result:
         lay_ahead(spec["state"], {**now, "status": "passed"})
         write_json(spec["state"], {**now, "status": "taken"})
     return {"changed": True, "data": {"folder": folder, "bytes": about["bytes"], "counts": before}}
+
+
+def _counted(spec: Spec, emit: Emit) -> dict[str, Any]:
+    found: dict[str, Any] = counts(spec["count"], emit)["data"]
+    if found["key"]:
+        n8n_key(spec["secrets_dir"], spec["count"]["n8n_data"], os.path.join(spec["var"], "n8n-content.json"))
+    return found
+
+
+def _sound(spec: Spec, emit: Emit, look: Callable[[], dict[str, Any]], nothing: dict[str, Any]) -> dict[str, Any]:
+    """What a look at today's data gives. On a way back it need not be sound: that may be why somebody goes back."""
+    try:
+        return look()
+    except StepError as error:
+        if spec["kind"] != "rollback":
+            raise
+        progress(emit, f"today's data is copied as it is: {error.message}")
+        return nothing
 
 
 @contextlib.contextmanager
