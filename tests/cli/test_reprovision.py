@@ -331,7 +331,7 @@ def test_documents_have_their_new_vectors_before_anything_is_switched(
     assert len(carried(box)) == 1, "after the switch only what came since"
 
 
-@pytest.mark.parametrize("why", ["it cannot embed", "it was cut off"])
+@pytest.mark.parametrize("why", ["it cannot embed", "it was cut off", "the model is its owner's"])
 def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
     why: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +339,7 @@ def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
     if why == "it was cut off":  # people may work with the new collections already
         old = machines.plan("rtx-4070").model_dump(mode="json")
         box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
+    mine = ["--set", 'open_webui.user_owned=["rag.embedding_model"]'] if "owner" in why else []
     real = Session.step
 
     def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
@@ -347,9 +348,7 @@ def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
         return real(self, name, spec, timeout)
 
     monkeypatch.setattr(Session, "step", step)
-    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
-    assert ("indexed by Open WebUI, and found bit by bit: it cannot" in capsys.readouterr().err) == (
-        why == "it cannot embed"
-    )
+    assert run(["up", "--yes", "--json", *EMBEDDING, *mine]) == 0
+    assert ("indexed by Open WebUI, and found bit by bit" in capsys.readouterr().err) == (why == "it cannot embed")
     assert "open_webui.reindex" in steps(box)
     assert carried(box) == []
