@@ -356,7 +356,7 @@ def test_status_says_when_one_is_overdue(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Where its disk is away systemd does not start the unit, and one that was killed has noted nothing."""
-    wanted = Schedule(every=every, to="/mnt/usb", keep=7)  # type: ignore[arg-type]
+    wanted = Schedule(every=every, to="/mnt/usb", keep=7)
     box.state = machines.box(machines.plan(box.report).model_copy(update={"backup": wanted}))
     last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400, "bytes": 2**20}
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": None})
