@@ -363,7 +363,7 @@ def test_status_says_when_the_timer_does_not_even_try(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Where its disk is away systemd does not start the unit, and nothing is there to note a failure."""
-    wanted = Schedule(every=every, to="/mnt/usb", keep=7)  # type: ignore[arg-type]
+    wanted = Schedule(every=every, to="/mnt/usb", keep=7)
     box.state = machines.box(machines.plan(box.report).model_copy(update={"backup": wanted}))
     last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400, "bytes": 2**20}
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": None})
