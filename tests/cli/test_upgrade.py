@@ -261,6 +261,19 @@ def test_what_fails_when_it_has_passed_is_told_as_it_is(
     assert ("secrets.fill" in steps(box)[steps(box).index("snapshots.revert") :]) != stays
 
 
+@pytest.mark.parametrize("hint", ["look", "nothing was changed; the service runs on as before"])
+def test_what_keeps_it_from_beginning_is_told_as_that(
+    hint: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "snapshots.take", RunError("Qdrant answers 0", hint=hint, code="qdrant"))
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": False})
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert (error["code"], error["message"]) == ("qdrant", "the upgrade of n8n did not begin: Qdrant answers 0")
+    assert error["hint"].count("nothing was changed") == 1
+    assert hint in error["hint"]
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), KeyError("never thought of")])
 def test_where_nothing_had_begun_it_says_so(
     fault: BaseException, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -207,8 +207,10 @@ class Change:
                 code="no-snapshot",
             )
         if not back.get("reverted"):
-            nothing = f"the {what} of {self.role} did not begin: {why}"
-            return error or RunError(nothing, hint="nothing was changed", code="not-begun")
+            hint, code = (error.hint, error.code) if error else ("", "not-begun")
+            if "nothing was changed" not in hint:
+                hint = "; ".join(filter(None, [hint, "nothing was changed"]))
+            return RunError(f"the {what} of {self.role} did not begin: {why}", hint=hint, code=code)
         if back.get("begun", True):
             again(self.site, self.old, self.listen)
             message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
