@@ -63,7 +63,7 @@ class UnreachableError(OwnstackError):
 
 def way_back(method: Method) -> Method:
     """For a method that puts back what was there, and is told first why (in words or as an error): what fails on that
-    way says why it was gone, or the first fault would be known to nobody.
+    way says why it was gone, or the first fault would be known to nobody, and that `up` goes on from there.
     """
 
     @functools.wraps(method)
@@ -73,6 +73,7 @@ def way_back(method: Method) -> Method:
         except OwnstackError as error:
             reason = why.message if isinstance(why, OwnstackError) else why
             error.message = f"{error.message} (on the way back, after this: {reason})"
+            error.hint = f"{error.hint or 'mend that'}; then run `ownstack up`: it ends what was begun"
             raise
 
     return cast(Method, going)

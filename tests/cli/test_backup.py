@@ -436,7 +436,7 @@ def test_where_the_way_back_fails_too_the_first_fault_is_told(
     verdict(monkeypatch, Outcome.failed("no sign-in"))
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
     error = told(capsys)["error"]
-    assert (error["code"], error["hint"]) == ("disk-full", "free")
+    assert (error["code"], error["hint"].split(": ")[0]) == ("disk-full", "free; then run `ownstack up`")
     assert error["message"].startswith("no room aside (on the way back, after this: open-webui-account: no sign-in")
 
 

@@ -121,6 +121,29 @@ def test_any_error_of_the_switch_puts_the_earlier_plan_back(
     assert steps(box)[-1] == "box.write_manifest forget"
 
 
+def test_a_way_back_that_fails_too_says_both_and_stays_unfinished(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import deploy
+
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    real, tried = apply.execute, [0]
+
+    def broken(session: Session, wanted: Any, *given: Any, **more: Any) -> Any:
+        tried[0] += wanted is deploy.apply
+        if wanted is deploy.apply and tried[0] == 2:
+            raise RunError("no space left", hint="free disk space")
+        return real(session, wanted, *given, **more)
+
+    monkeypatch.setattr(apply, "execute", broken)
+    assert run(["up", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["message"].startswith("no space left (on the way back, after this: ")
+    assert "no answer came" in error["message"]
+    assert error["hint"].startswith("free disk space; then run `ownstack up`")
+    assert "box.write_manifest forget" not in steps(box), "the next run knows where it came from"
+
+
 def test_amber_and_checks_of_other_things_take_nothing_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

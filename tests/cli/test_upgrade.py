@@ -215,6 +215,19 @@ def test_what_fails_puts_program_and_data_back(
     assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"
 
 
+def test_a_way_back_that_fails_too_says_both_reasons(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    failing(monkeypatch, "snapshots.revert", RunError("no space left", hint="free disk space", code="disk-full"))
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "disk-full"
+    assert error["message"].startswith("no space left (on the way back, after this: ")
+    assert "no answer came" in error["message"]
+    assert error["hint"].startswith("free disk space; then run `ownstack up`")
+
+
 def test_checks_that_fail_with_the_old_version_too_are_said(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
