@@ -157,18 +157,19 @@ def reindex_spec(plan: Plan, old: str, carried: bool = False) -> dict[str, Any]:
 
     `carried`: `open_webui.vectors` has filled the new ones.
     """
-    return {**identity(plan), "qdrant": _collections(plan, old), "carried": carried}
+    return {**identity(plan), **embedding(plan), "qdrant": _collections(plan, old), "carried": carried}
+
+
+def embedding(plan: Plan) -> dict[str, str]:
+    """With what texts get their vectors, and where memories are; no model where the owner took that over."""
+    model, mine = plan.model("embedding"), plan.role(NAME).settings.get("user_owned", ())
+    name = "" if model is None or {"rag.embedding_engine", "rag.embedding_model"} & set(mine) else owned.tag(model.tag)
+    return {"engine": plan.engine_url, "model": name, "database": f"{plan.layout.data(NAME)}/webui.db"}
 
 
 def vectors_spec(plan: Plan, old: str) -> dict[str, Any]:
     """The specification of `open_webui.vectors`: the plan's embedding model, for what lies in earlier collections."""
-    embedding = plan.model("embedding")
-    return {
-        "secrets_dir": plan.layout.secrets,
-        "engine": plan.engine_url,
-        "model": owned.tag(embedding.tag) if embedding else "",
-        "qdrant": _collections(plan, old),
-    }
+    return {"secrets_dir": plan.layout.secrets, **embedding(plan), "qdrant": _collections(plan, old)}
 
 
 def _collections(plan: Plan, old: str) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,13 +13,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ownstack.runner import open_webui_reindex, open_webui_vectors
+from ownstack.runner import open_webui_memories, open_webui_reindex, open_webui_vectors
 from ownstack.runner.core import StepError
 from ownstack.runner.unpack import unpack
 from tests.e2e.test_backup_vectors import KEY, Qdrant, silent
 from tests.e2e.test_ollama_engine import artefact
 
 OLD, NEW = "open-webui", "open-webui-large-1"
+ANNA, BERT = "6f1c2a9e-0000-4000-8000-000000000001", "6f1c2a9e-0000-4000-8000-000000000002"
 # as Open WebUI makes its collections
 MADE = {"vectors": {"size": 2, "distance": "Cosine", "on_disk": False}, "hnsw_config": {"payload_m": 16, "m": 0}}
 FIELDS = {"tenant_id": {"type": "keyword", "is_tenant": True}, "metadata.file_id": "keyword"}
@@ -72,17 +75,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qdrant]:
     found.stop()
 
 
-def point(number: int, tenant: str, file: str = "", text: str = "") -> dict[str, Any]:
+def point(number: int | str, tenant: str, file: str = "", text: str = "") -> dict[str, Any]:
     notes = {"file_id": file, "embedding_config": {"engine": "ollama", "model": "small:1"}} if file else {}
     payload = {"text": text or f"line {number}\nof it", "metadata": notes, "tenant_id": tenant}
-    return {"id": number, "vector": [1.0, float(number)], "payload": payload}
+    return {"id": number, "vector": [1.0, float(len(text))], "payload": payload}
 
 
 def put(store: Qdrant, name: str, *points: dict[str, Any]) -> None:
     store.ask("PUT", f"/collections/{name}/points?wait=true", {"points": list(points)})
 
 
-def held(store: Qdrant, name: str) -> dict[int, dict[str, Any]]:
+def held(store: Qdrant, name: str) -> dict[int | str, dict[str, Any]]:
     asked = {"limit": 1000, "with_payload": True, "with_vector": True}
     return {row["id"]: row for row in store.ask("POST", f"/collections/{name}/points/scroll", asked)["points"]}
 
@@ -99,11 +102,23 @@ def spec(store: Qdrant, web: str, tmp_path: Path) -> dict[str, Any]:
             store.ask("PUT", path, {"field_name": field, "field_schema": schema})
     put(store, f"{OLD}_files", *[point(n, "file-a", "a") for n in range(70)])
     put(store, f"{OLD}_knowledge", point(100, "house", "a"), point(101, "knowledge-bases"))
-    put(store, f"{OLD}_memories", point(200, "user-memory-anna", text="likes boats"))
+    put(store, f"{OLD}_memories", point(ANNA, "user-memory-anna", text="likes boats"))
     (tmp_path / "qdrant_api_key").write_text(KEY)
     (tmp_path / "open_webui_kit_key").write_text("k")
+    with contextlib.closing(sqlite3.connect(tmp_path / "webui.db")) as database:
+        database.execute("CREATE TABLE memory (id TEXT, user_id TEXT, path TEXT, content TEXT, created_at INTEGER)")
+        rows = [(ANNA, "anna", None, "likes boats", 1), (BERT, "bert", "home", "has a cat", 2)]
+        database.executemany("INSERT INTO memory VALUES (?, ?, ?, ?, ?)", rows)
+        database.commit()
     where = {"url": store.url, "secret": "qdrant_api_key", "old": OLD, "new": NEW}
-    return {"secrets_dir": str(tmp_path), "url": web, "engine": web, "model": "large:1", "qdrant": where}
+    return {
+        "secrets_dir": str(tmp_path),
+        "url": web,
+        "engine": web,
+        "model": "large:1",
+        "database": str(tmp_path / "webui.db"),
+        "qdrant": where,
+    }
 
 
 def vectors(spec: dict[str, Any]) -> dict[str, Any]:
@@ -171,5 +186,23 @@ def test_after_the_switch_only_what_came_since_is_indexed(arrives: bool, spec: d
         with pytest.raises(StepError, match="1 of the documents could not be indexed anew: b"):
             open_webui_reindex.reindex(told, silent)
         return
-    assert open_webui_reindex.reindex(told, silent)["data"] == {"knowledge": 3, "files": 2}
+    assert open_webui_reindex.reindex(told, silent)["data"] == {"knowledge": 3, "files": 2, "memories": 1}
     assert Web.asked == [{"file_id": "b"}, {"file_id": "b", "collection_name": "house"}]
+
+
+def test_memories_that_have_no_vector_get_one(spec: dict[str, Any], store: Qdrant) -> None:
+    """Of a box where nothing was carried over, and of a database that comes from elsewhere."""
+    assert open_webui_memories.memories(spec) == 2
+    found = held(store, f"{NEW}_memories")
+    assert {row["payload"]["tenant_id"]: row["payload"]["text"] for row in found.values()} == {
+        "user-memory-anna": "likes boats", "user-memory-bert": "home\nhas a cat",
+    }  # fmt: skip
+    assert found[BERT]["payload"]["metadata"] == {"created_at": 2, "path": "home"}
+    assert len(found[ANNA]["vector"]) == 3
+    about = store.ask("GET", f"/collections/{NEW}_memories")
+    assert about["payload_schema"]["tenant_id"]["params"]["is_tenant"]
+    assert open_webui_memories.memories(spec) == 0
+    with contextlib.closing(sqlite3.connect(spec["database"])) as database:
+        database.execute("DROP TABLE memory")
+        database.commit()
+    assert open_webui_memories.memories(spec) == 0

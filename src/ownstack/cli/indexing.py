@@ -13,22 +13,20 @@ if TYPE_CHECKING:
 
     Step = Callable[[str, dict[str, Any]], dict[str, Any]]
 
-# settings of Open WebUI that say with what it embeds
-EMBEDS = ("rag.embedding_engine", "rag.embedding_model")
-
 
 def carry(step: Step, plan: Plan, old: str) -> bool:
     """New vectors for what lies in the collections that begin with `old`. Whether that was done.
 
-    Nobody may search the plan's collections yet. Memories of accounts come this way alone. Not where the owner has
-    Open WebUI embed with a model of his own: only it knows which one.
+    Nobody may search the plan's collections yet. Not where the owner has Open WebUI embed with a model of his own: only
+    it knows which one.
     """
-    from roles.open_webui import NAME, vectors_spec
+    from roles.open_webui import vectors_spec
 
-    if set(EMBEDS) & set(plan.role(NAME).settings.get("user_owned", ())):
+    spec = vectors_spec(plan, old)
+    if not spec["model"]:
         return False
     try:
-        step("open_webui.vectors", vectors_spec(plan, old))
+        step("open_webui.vectors", spec)
     except RunError as error:
         note(f"documents are indexed by Open WebUI, and found bit by bit: {error.message}")
         return False

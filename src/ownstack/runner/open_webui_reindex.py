@@ -10,6 +10,7 @@ from typing import Any
 
 from .core import Emit, Result, Spec, StepError, heartbeat, progress
 from .http import request
+from .open_webui_memories import memories
 from .open_webui_site import Site, kit
 from .secrets import read_secret
 
@@ -47,8 +48,9 @@ def reindex(spec: Spec, emit: Emit) -> Result:
     """Index all knowledge and all files of chats anew.
 
     spec: url, secrets_dir, qdrant {url, secret, old, new}: the beginnings of the collections' names; carried: the new
-    ones were filled by `vectors` before, so that only what came since is left.
-    data: knowledge and files, how many (collection, file) pairs and files were indexed again.
+    ones were filled by `vectors` before, so that only what came since is left; database, engine, model (empty where
+    the owner has Open WebUI embed with another: memories stay as they are then).
+    data: knowledge and files, how many (collection, file) pairs and files were indexed again, and memories, how many.
     Raises StepError when something that is still there did not arrive.
     """
     about = spec["qdrant"]
@@ -68,7 +70,7 @@ def reindex(spec: Spec, emit: Emit) -> Result:
             code="reindex-incomplete",
         )
     data = {name: len(_indexed(spec, f"{about['new']}_{name}")) for name in ("knowledge", "files")}
-    return {"changed": True, "data": data}
+    return {"changed": True, "data": {**data, "memories": memories(spec) if spec.get("model") else 0}}
 
 
 def _all(spec: Spec, site: Site, emit: Emit) -> None:

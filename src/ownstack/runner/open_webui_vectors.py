@@ -1,8 +1,7 @@
 """Vectors of another embedding model, made beside those that are searched.
 
 Each text of the earlier collections is embedded by the new model and laid, under its own number, into new collections.
-Open WebUI cannot do that by itself: what it indexes anew are the collections that it searches. Memories of accounts
-are texts as well, and it never indexes them anew without being asked by each account.
+Open WebUI cannot do that by itself: what it indexes anew are the collections that it searches.
 """
 
 from __future__ import annotations
@@ -65,6 +64,14 @@ class Store:
             schema = index.get("params") or index["data_type"]
             self.ask("PUT", f"/{name}/index?wait=true", {"field_name": field, "field_schema": schema})
 
+    def fresh(self, name: str, size: int) -> None:
+        """Make a collection as Open WebUI makes them."""
+        vectors = {"size": size, "distance": "Cosine", "on_disk": False}
+        self.ask("PUT", f"/{name}", {"vectors": vectors, "hnsw_config": {"payload_m": 16, "m": 0}})
+        for field in ("tenant_id", "metadata.hash", "metadata.file_id"):
+            schema = {"type": "keyword", "on_disk": False, **({"is_tenant": True} if field == "tenant_id" else {})}
+            self.ask("PUT", f"/{name}/index?wait=true", {"field_name": field, "field_schema": schema})
+
 
 def vectors(spec: Spec, emit: Emit) -> Result:
     """Bring the new collections to what the earlier ones hold, which stay as they are.
@@ -89,7 +96,7 @@ def vectors(spec: Spec, emit: Emit) -> Result:
             wanted = [_of(point, spec["model"]) for point in page]
             missing = _missing(store, target, wanted) if made else wanted
             if missing:
-                _embed(spec, missing)
+                embed(spec, missing)
                 if not made:
                     store.like(target, source, len(missing[0]["vector"]))
                     made = True
@@ -118,7 +125,7 @@ def _missing(store: Store, target: str, wanted: list[Point]) -> list[Point]:
     return [point for point in wanted if there.get(point["id"]) != point["payload"]]
 
 
-def _embed(spec: Spec, points: list[Point]) -> None:
+def embed(spec: Spec, points: list[Point]) -> None:
     """Give each point the vector of its text, which is read as Open WebUI reads it."""
     texts = [str(point["payload"].get("text") or " ").replace("\n", " ") for point in points]
     body = {"model": spec["model"], "input": texts, "truncate": True}
