@@ -62,6 +62,7 @@ def forever(work, rest):
     while True:
         work()
         time.sleep(rest)
+ask("DELETE", f"{qdrant}/collections/load", None, {"api-key": key})  # of an earlier load
 ask("PUT", f"{qdrant}/collections/load", {"vectors": {"size": 4, "distance": "Cosine"}}, {"api-key": key})
 for work, rest in ((chats, 0.05), (hooks, 0.2), (vectors, 0.05)):
     threading.Thread(target=forever, args=(work, rest), daemon=True).start()
@@ -226,7 +227,8 @@ def load(box: Host, plan: Plan, ownstack: Ownstack) -> Iterator[list[dict[str, i
     done: list[dict[str, int]] = []
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().strip() == "busy"
+        said = process.stdout.readline().strip()
+        assert said == "busy", said + process.stdout.read()
         yield done
         assert process.poll() is None, process.stdout.read()
     finally:
@@ -556,9 +558,8 @@ def test_cut_off_at_every_step_one_further_run_converges(
         "vectors by counts."
     )
     vectors, found = counts(box, plan), []
-    with matrix(
-        "restore-cut-off", "Restore, cut off", about, ("point", "how", "after one more `up`", "seconds")
-    ) as page:
+    columns = ("point", "how", "after one more `up`", "seconds")
+    with matrix("restores-cut-off-within", "Restores that are cut off within a step", about, columns) as page:
         for point, new in POINTS.items():
             for hard in (False, True):
                 if new and not hard:

@@ -9,12 +9,16 @@ import os
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.deploy import deploy
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import operation
+from pyinfra.context import host
 
 from ownstack.engine import carry, operations, role_tasks, units
 from ownstack.engine.apply import RunResult, execute, preview
@@ -366,3 +370,29 @@ def test_down_leaves_data_and_purge_leaves_nothing(session: Session, tmp_path: P
     run(session, plan, lambda: operations.farewell(name="Base: remove", purge=True, **arguments))
     assert not Path(plan.layout.var).exists()
     assert not Path(plan.layout.etc).exists()
+
+
+class Breaking(FactBase[Any]):
+    def command(self, mark: str) -> StringCommand:
+        return StringCommand("test", "!", "-e", QuoteString(mark))
+
+
+@operation()
+def breaks(mark: str) -> Generator[Any, None, None]:
+    yield StringCommand("touch", QuoteString(mark))
+
+
+@operation()
+def asks(mark: str) -> Generator[Any, None, None]:
+    host.get_fact(Breaking, mark=mark)
+    yield StringCommand("true")
+
+
+def test_a_host_that_no_longer_answers_in_the_middle_is_told_once(
+    session: Session, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(RunError):
+        run(session, plan, lambda: (breaks(mark=str(mark), name="it goes"), asks(mark=str(mark), name="asked")))
+    assert mark.exists()
+    assert "Traceback" not in capfd.readouterr().err

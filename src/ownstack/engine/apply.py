@@ -26,6 +26,7 @@ from .lean import SSHException
 from .session import Session, read_result
 
 Listen = Callable[[dict[str, Any]], None]
+BROKEN = (OSError, EOFError, SSHException)  # what a connection that breaks raises
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _progress(listen: Listen, names: dict[str, str]) -> type[BaseStateCallback]:
 
 def _journal(session: Session, names: dict[str, str]) -> type[BaseStateCallback]:
     """Each operation's begin and end, on the target's disk before and after it."""
-    get_hub().NOT_ERROR = (*Hub.NOT_ERROR, OwnstackError)  # ours are told by us, not as a traceback by gevent
+    # what ends an operation reaches `prepared` and is told by us, not as a traceback by gevent as well
+    get_hub().NOT_ERROR = (*Hub.NOT_ERROR, OwnstackError, PyinfraError, *BROKEN)
 
     class Journal(BaseStateCallback):
         @staticmethod
@@ -103,7 +105,7 @@ def prepared(session: Session, deploy: Callable[..., Any], **arguments: Any) -> 
         yield order_of(session)
     except PyinfraError as error:
         raise _failure(session, error) from error
-    except (OSError, EOFError, SSHException) as error:
+    except BROKEN as error:
         if getattr(error, "filename", None):  # a file of the caller's own
             raise
         raise _cut(session, str(error)) from error
