@@ -17,8 +17,9 @@ from tests.hosts.kit import Ownstack
 STATUS = "var/lib/ownstack/run/upgrade.json"
 SEED = 20261130
 BY = ("kill -9", "hard stop of the host")
-# `CUTS=all tests/run --full ...` cuts off at every point, which takes hours; else it is a seeded sample
-ALL = os.environ.get("CUTS") == "all"
+# `CUTS=all tests/run --full ...` cuts off at every point, which takes hours; else a seeded sample, of `CUTS` points
+CUTS = os.environ.get("CUTS", "")
+ALL = CUTS == "all"
 # the product, which notes each point that it comes to, and ends itself without a word at the one that was named. A
 # point is "2 NAME", when a step of the journal begins for the second time, or "told WORDS", the first time
 TOLD = r"""
@@ -109,7 +110,8 @@ def is_step(point: str) -> bool:
 
 def chosen(points: list[str], number: int, what: str) -> list[str]:
     """All of them, or a seeded sample in their order; `what` it is drawn for makes samples differ."""
-    if ALL or len(points) <= number:
+    number = len(points) if ALL else int(CUTS or number)
+    if len(points) <= number:
         return points
     chance = random.Random(f"{SEED} {what}")  # noqa: S311 - not for secrets
     return [points[place] for place in sorted(chance.sample(range(len(points)), number))]

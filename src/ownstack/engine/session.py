@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 OnEvent = Callable[[dict[str, Any]], None]
 MARK = "__ownstack_rc="
 MOST_BEGUN = 64 << 20  # bytes that are written to see whether a host takes a file
+PRIVATE = r"""
+d=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp
+find "$d" -maxdepth 1 -type d -name 'ownstack-??????????' -user "$(id -u)" -mmin +1440 -exec rm -rf {} + 2>/dev/null
+umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"
+"""
 # pyinfra would carry a sudo password in the command line; ours is read from a file by this askpass,
 # and pyinfra is given a word without meaning.
 PLACEHOLDER = "see-askpass"
@@ -207,11 +212,11 @@ class Session:
             self.host.connector_data[key] = f"{self._askpass}/ask"
 
     def _private_folder(self) -> str:
-        """A new folder on the target that only the login user and root can enter; in memory where that can be had."""
-        rc, out, err = self.shell(
-            'd=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp; umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"',
-            root=False,
-        )
+        """A new folder on the target that only the login user and root can enter; in memory where that can be had.
+
+        One that a killed run left a day ago goes.
+        """
+        rc, out, err = self.shell(PRIVATE, root=False)
         if rc != 0:
             raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /tmp")
         return out.strip().splitlines()[-1]
