@@ -426,6 +426,16 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     back = done.index("restore.revert")
     assert "secrets.fill" in done[back:]
     assert "box.activate" in done[back:]
+    assert "files.give_up" not in done[back:], "files that somebody edited were put back with the keys that they hold"
+
+
+def test_an_edited_file_that_held_replaced_keys_is_named(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/etc/ownstack/n8n/env"
+    monkeypatch.setitem(standing.ANSWERS, "files.give_up", {"paths": [path]})
+    assert run(["restore", "/mnt/b.tar", "--yes", "--passphrase-file", word]) == 0
+    assert f"{path} was edited by hand" in capsys.readouterr().err
 
 
 def test_where_the_way_back_fails_too_the_first_fault_is_told(
