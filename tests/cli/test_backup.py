@@ -120,6 +120,18 @@ def test_the_passphrase_goes_into_a_private_file_and_nowhere_else(
     assert any(command.count("rm -rf") for command in box.seen.commands[-2:])
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_backup_on_the_disk_of_the_box_is_told_as_that(
+    same: bool, box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where /mnt/usb is not mounted it is a folder like any other."""
+    monkeypatch.setitem(standing.ANSWERS, "backup.make_outliving", {**MADE, "same_disk": same})
+    monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": not same})
+    for more in ((), ("--every", "day")):
+        assert run(["backup", "--passphrase-file", word, "--to", "/mnt/usb", *more]) == 0
+        assert ("the same disk as the box" in capsys.readouterr().err) == same
+
+
 def test_a_recipient_needs_no_passphrase(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["backup", "--recipient", "age1abc"]) == 0
     out = capsys.readouterr().out
@@ -190,7 +202,7 @@ def test_the_box_makes_them_itself_and_stops(
 ) -> None:
     monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
     assert run(["backup", "--every", "week", "--to", "/mnt/usb", "--passphrase-file", word, "--json"]) == 0
-    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7, "drill": False}
+    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7, "drill": False, "same_disk": False}
     files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
     set_up = json.loads(files["backup.json"])
     assert set_up["elsewhere"]
@@ -424,6 +436,16 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     back = done.index("restore.revert")
     assert "secrets.fill" in done[back:]
     assert "box.activate" in done[back:]
+    assert "files.give_up" not in done[back:], "files that somebody edited were put back with the keys that they hold"
+
+
+def test_an_edited_file_that_held_replaced_keys_is_named(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/etc/ownstack/n8n/env"
+    monkeypatch.setitem(standing.ANSWERS, "files.give_up", {"paths": [path]})
+    assert run(["restore", "/mnt/b.tar", "--yes", "--passphrase-file", word]) == 0
+    assert f"{path} was edited by hand" in capsys.readouterr().err
 
 
 def test_where_the_way_back_fails_too_the_first_fault_is_told(

@@ -210,6 +210,7 @@ def test_what_fails_puts_program_and_data_back(
     assert "snapshots.commit" not in done
     back = done.index("snapshots.revert")
     assert {"secrets.fill", "box.activate"} <= set(done[back:]), "the earlier plan is carried out again"
+    assert "files.give_up" not in done, "a file that somebody edited stays in its place"
     assert specs(box, "snapshots.revert")[0]["id"] == specs(box, "snapshots.take")[0]["id"]
     recorded = [spec["values"]["versions"] for spec in specs(box, "box.write_manifest") if "versions" in spec["values"]]
     assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"

@@ -99,6 +99,7 @@ def test_a_backup_holds_everything_and_is_opened_again(box: SmallBox) -> None:
     assert path.name.startswith("ownstack-small-box-")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert data["same_disk"]
     assert data["holds"] == {
         "accounts": 2, "chats": 3, "files": 1, "knowledge collections": 1, "workflows": 1, "credentials": 2,
     }  # fmt: skip

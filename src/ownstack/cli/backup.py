@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 
+# also of a disk that is not mounted, whose folder was made in its place
+SAME_DISK = "it lies on the same disk as the box, and is lost with it: `--to` names a folder on another one"
+
+
 def make_ready(site: Site, plan: Plan) -> None:
     """Bring today's runner and what encrypts; nothing else of the box is touched."""
     from ..engine.apply import execute
@@ -120,7 +124,10 @@ def schedule(
         )  # fmt: skip
     plan = old.model_copy(update={"backup": wanted})
     execute(site.session, deploy.schedule, lambda event: None, plan=plan, old=old)
-    return {"every": every, "to": wanted.to if wanted else "", "keep": keep, "drill": bool(wanted and wanted.drill)}
+    return {
+        "every": every, "to": wanted.to if wanted else "", "keep": keep, "drill": bool(wanted and wanted.drill),
+        "same_disk": bool(wanted and not wanted.elsewhere),
+    }  # fmt: skip
 
 
 def look(site: Site, file: str, word: str, identity: Path | None, drill: bool) -> dict[str, Any]:
@@ -209,6 +216,8 @@ def backup(
         note(f"without the list of models: {data['without_models']}")
     for path in data["removed"]:
         note(f"removed: {path}")
+    if data.get("same_disk"):
+        note(SAME_DISK)
     say("The passphrase or identity is needed to restore it: keep it where the box is not.")
     return 0
 
@@ -220,6 +229,8 @@ def _say_schedule(data: dict[str, Any], as_json: bool) -> int:
         say("The box makes no more backups by itself. Those that are there stay.")
     else:
         say(f"A backup every {data['every']} at three in the night, in {data['to']}; the newest {data['keep']} stay.")
+        if data["same_disk"]:
+            note(SAME_DISK)
         if data["drill"]:
             say("Once a week the newest is tried in second instances of the services.")
         say("`ownstack status` says when the last one was made, and why one failed.")

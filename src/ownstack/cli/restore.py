@@ -124,8 +124,8 @@ def said(result: CheckResult) -> None:
     """A check of a restore says nothing by itself."""
 
 
-def fill(site: Site, plan: Plan) -> None:
-    """Configuration with the secrets that are there now."""
+def fill(site: Site, plan: Plan, exchanged: bool = True) -> None:
+    """Configuration with the secrets that are there now; `exchanged`: others than those it was written with."""
     from ..engine.role_tasks import secret_spec
     from ..kit import activate
 
@@ -133,9 +133,10 @@ def fill(site: Site, plan: Plan) -> None:
     from roles import roles_of
 
     files = [file for role in roles_of(plan) for file in role.files(plan) if file.secret]
-    # one that somebody edited holds the replaced keys: it stays beside, as `.ownstack-old`
-    told = {"record": plan.layout.written, "paths": [file.path for file in files]}
-    site.session.step("files.give_up", told)
+    if exchanged:  # one that somebody edited holds the replaced keys: it stays beside, as `.ownstack-old`
+        about = {"record": plan.layout.written, "paths": [file.path for file in files]}
+        for path in site.session.step("files.give_up", about).get("paths", ()):
+            note(f"{path} was edited by hand, and held replaced keys: yours lies beside, as {path}.ownstack-old")
     site.session.step("secrets.fill", secret_spec(plan, files))
 
 
@@ -152,14 +153,14 @@ def start(site: Site, plan: Plan, name: str) -> None:
 
 
 def again(site: Site, plan: Plan, listen: Listen) -> None:
-    """The box as its plan says, with the secrets that are there."""
+    """The box as its plan says, after its secrets and the files that hold them were put back as they were together."""
     from ..engine.apply import execute
     from ..kit import activate
 
     activate()
     from deploy import apply
 
-    fill(site, plan)
+    fill(site, plan, exchanged=False)
     execute(site.session, apply, listen, plan=plan)
 
 

@@ -154,6 +154,7 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
         last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
     told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
+    told["same_disk"] = os.stat(folder).st_dev == os.stat(spec["var"]).st_dev
     return {"changed": True, "data": {**last, **told, "seconds": round(time.time() - began, 1)}}, data
 
 
