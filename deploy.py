@@ -66,10 +66,10 @@ def switch(plan: Plan, names: list[str], **_: Any) -> None:
 
 
 @deploy("ownstack models")
-def bring(plan: Plan, old: Plan, check: bool = True, **_: Any) -> None:
+def bring(plan: Plan, old: Plan, **_: Any) -> None:
     """Start the pulls of the models that `plan` has and `old` has not; the box goes on with `old`'s."""
     role_named("base").tasks.bring_runner(plan)
-    role_named("models").tasks.bring(plan, old, check)
+    role_named("models").tasks.bring(plan, old)
 
 
 @deploy("ownstack manifest")

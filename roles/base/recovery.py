@@ -33,17 +33,28 @@ def spec(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _elsewhere(plan: Plan) -> list[str]:
+    """Where what is put back may lie outside of the box's own folders: the engine's store on another disk."""
+    from roles.ollama import models_dir
+
+    store = models_dir(plan)
+    mine = plan.has("ollama") and not plan.engine_existing and not store.startswith(f"{plan.layout.var}/")
+    return [store] if mine else []
+
+
 def files(plan: Plan) -> list[ConfigFile]:
     from roles import roles_of
 
     units.unit_filters()
+    elsewhere = _elsewhere(plan)
     service = render(
         "service/recover.service.j2",
         user_mode=plan.manager == "systemd-user",
-        home=plan.layout.opt.startswith(("/home/", "/root/")),
+        home=any(place.startswith(("/home/", "/root/")) for place in (plan.layout.opt, *elsewhere)),
         services=[plan.layout.unit(one.name) for role in roles_of(plan) for one in role.services(plan)],
         folder=plan.layout.var,
-        writable=[plan.layout.var, plan.layout.etc, plan.layout.opt, plan.layout.units],
+        # `-`: a disk that is away must not keep the rest from being put in order
+        writable=[plan.layout.var, plan.layout.etc, plan.layout.opt, plan.layout.units, *[f"-{p}" for p in elsewhere]],
         spec=told_path(plan),
         runner=units.runner_python(plan),
     )

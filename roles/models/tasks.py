@@ -72,17 +72,16 @@ def finish(plan: Plan) -> None:
             )
 
 
-def bring(plan: Plan, old: Plan, check: bool) -> None:
-    """Start the pulls of models that an earlier plan has not, while its own serve. `check`: one chat with each."""
+def bring(plan: Plan, old: Plan) -> None:
+    """Start the pulls of models that an earlier plan has not, while its own serve. Who waits for them asks them."""
     had = {model.tag for model in old.models}
     for model in pulled(plan):
         if model.tag not in had:
-            spec = pull_spec(plan, model)
             operations.step(
                 name=f"Models: fetch {model.tag}",
                 plan=plan,
                 step_name="ollama.pull_start",
-                spec={"runner": units.runner_python(plan), "pull": {**spec, "check": check and spec["check"]}},
+                spec={"runner": units.runner_python(plan), "pull": {**pull_spec(plan, model), "check": False}},
             )
 
 
@@ -100,7 +99,7 @@ def remove(plan: Plan, purge: bool) -> None:
         spec={"manager": plan.manager, "run_dir": units.run_dir(plan)},
     )
     if plan.adopted is not None and purge:  # what this box pulled into it, and nobody changed since
-        spec = {"url": plan.engine_url, "record": record(plan), "keep": []}
+        spec = {"url": plan.engine_url, "record": record(plan), "keep": [], "farewell": True}
         operations.step(name="Models: remove what was added", plan=plan, step_name="ollama.prune", spec=spec)
     adopt.remove(plan)
     if purge:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ownstack.engine import operations, units
 from ownstack.engine.render import render
-from ownstack.plan import Adopted, Plan
+from ownstack.plan import Adopted, ConfigFile, Plan
 from ownstack.verify.check import Check, Context, Outcome
 
 NAME = "models"  # the role that works with an engine which the box did not install
@@ -32,12 +32,19 @@ def spec(plan: Plan, held: Adopted) -> dict[str, Any]:
         "environment": dict(held.environment),
         "url": plan.engine_url,
         "record": record(plan),
+        "written": plan.layout.written,
     }
+
+
+def files(plan: Plan) -> list[ConfigFile]:
+    """Our drop-in, where the owner may have edited it."""
+    return [] if plan.adopted is None else [ConfigFile(path=plan.adopted.dropin, content=content(plan.adopted))]
 
 
 def back_spec(plan: Plan) -> dict[str, Any]:
     """The specification of `ollama.give_back`."""
-    return {**units.process(plan), "record": record(plan), "url": plan.engine_url}
+    process = units.process(plan)
+    return {**process, "record": record(plan), "url": plan.engine_url, "written": plan.layout.written}
 
 
 def configure(plan: Plan) -> None:
@@ -73,9 +80,13 @@ def in_force(context: Context) -> Outcome:
         return Outcome.skipped("no engine is adopted")
     data = context.step("ollama.adopted", **spec(context.plan, held))
     values = {"unit": held.unit, "dropins": data["dropins"]}
-    if not data["same"] or not data["active"]:
-        what = "does not run" if data["same"] else f"has not the planned {held.dropin}"
+    edited = data.get("edited", False)
+    if not (data["same"] or edited) or not data["active"]:
+        what = f"has not the planned {held.dropin}" if data["active"] else "does not run"
         return Outcome.failed(f"{held.unit} {what}", **values)
+    if edited:
+        hint = "leave it: it is yours; or `ownstack up --overwrite` takes the planned one"
+        return Outcome.amber(f"{held.unit} runs with {held.dropin} as you edited it", hint, **values)
     if data["overruled"]:
         names = ", ".join(f"{name} ({path})" for name, path in data["overruled"].items())
         hint = "take the variable out of that file, or leave it: it is yours"

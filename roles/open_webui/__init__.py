@@ -152,10 +152,28 @@ def model_steps(plan: Plan, tag: str) -> list[dict[str, Any]]:
     return [{"step": "open_webui.configure", "spec": configure_spec(plan)}]
 
 
-def reindex_spec(plan: Plan, old: str) -> dict[str, Any]:
-    """The specification of `open_webui.reindex`. `old`: the beginning of the earlier collections' names."""
-    store = {"url": qdrant_url(plan), "secret": "qdrant_api_key", "old": old, "new": plan.vectors}
-    return {**identity(plan), "qdrant": store}
+def reindex_spec(plan: Plan, old: str, carried: bool = False) -> dict[str, Any]:
+    """The specification of `open_webui.reindex`. `old`: the beginning of the earlier collections' names.
+
+    `carried`: `open_webui.vectors` has filled the new ones.
+    """
+    return {**identity(plan), **embedding(plan), "qdrant": _collections(plan, old), "carried": carried}
+
+
+def embedding(plan: Plan) -> dict[str, str]:
+    """With what texts get their vectors, and where memories are; no model where the owner took that over."""
+    model, mine = plan.model("embedding"), plan.role(NAME).settings.get("user_owned", ())
+    name = "" if model is None or {"rag.embedding_engine", "rag.embedding_model"} & set(mine) else owned.tag(model.tag)
+    return {"engine": plan.engine_url, "model": name, "database": f"{plan.layout.data(NAME)}/webui.db"}
+
+
+def vectors_spec(plan: Plan, old: str) -> dict[str, Any]:
+    """The specification of `open_webui.vectors`: the plan's embedding model, for what lies in earlier collections."""
+    return {"secrets_dir": plan.layout.secrets, **embedding(plan), "qdrant": _collections(plan, old)}
+
+
+def _collections(plan: Plan, old: str) -> dict[str, str]:
+    return {"url": qdrant_url(plan), "secret": "qdrant_api_key", "old": old, "new": plan.vectors}
 
 
 def password_spec(plan: Plan) -> dict[str, Any]:

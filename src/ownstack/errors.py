@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 
 class OwnstackError(Exception):
     """A failure that is reported to the user as `error:` and `hint:`.
 
     `code` is stable and machine readable (it appears in `--json`), `exit_code` is the process's
-    exit status as documented in the README.
+    exit status as `ownstack --help` tells it.
     """
 
     code = "error"
@@ -53,3 +59,21 @@ class UnreachableError(OwnstackError):
 
     code = "unreachable"
     exit_code = 4
+
+
+def way_back(method: Method) -> Method:
+    """For a method that puts back what was there, and is told first why (in words or as an error): what fails on that
+    way says why it was gone, or the first fault would be known to nobody, and that `up` goes on from there.
+    """
+
+    @functools.wraps(method)
+    def going(self: Any, why: OwnstackError | str, *more: Any) -> Any:
+        try:
+            return method(self, why, *more)
+        except OwnstackError as error:
+            reason = why.message if isinstance(why, OwnstackError) else why
+            error.message = f"{error.message} (on the way back, after this: {reason})"
+            error.hint = f"{error.hint or 'mend that'}; then run `ownstack up`: it ends what was begun"
+            raise
+
+    return cast(Method, going)

@@ -250,6 +250,7 @@ class Plan(Frozen):
     retired: tuple[RolePlan, ...] = ()
     models: tuple[ModelChoice, ...]
     model_wishes: str = ""  # hash of what the models were chosen for
+    model_data: str = ""  # hash of the catalogue, the cards and the profiles that they were chosen from
     # the model this hardware deserves where the registry cannot be reached
     deferred_model: ModelChoice | None = None
     vectors: str = VECTORS  # the beginning of the names of the collections that hold documents' vectors

@@ -29,6 +29,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "box.missing": {"missing": []},
     "box.disk": {"folders": [], "disks": []},
     "box.state": {"manifest": {}, "releases": {}, "services": {}, "work": {}},
+    "ollama.chat_check": {"answered": True},
+    "ollama.embed_check": {"dimension": 384},
     "ollama.ensure": {"present": [], "missing": [], "wrong": {}},
     "ollama.leftovers": {"models": []},
     "ollama.prune": {"models": []},
@@ -88,7 +90,8 @@ def carried(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def cut_off(monkeypatch: pytest.MonkeyPatch, box: Box, role: str) -> None:
     """An upgrade of a role was cut off on this box; what puts it back finds the box as it was before."""
     about = {"role": role, "kind": "upgrade", "from": {role: "1"}, "to": {role: "2"}}
-    before = box.state
+    names = [service["name"] for service in (box.state.manifest or {}).get("services", [])]
+    before = box.state.model_copy(update={"services": {name: {"active": True} for name in names}})
     box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
     monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
     monkeypatch.setitem(ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})

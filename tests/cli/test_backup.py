@@ -7,17 +7,25 @@ import json
 import re
 import shlex
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ownstack.cli import restore, run
+from ownstack.cli import restore, restore_bare, run
+from ownstack.cli.site import read_settings
+from ownstack.cli.status import describe_backup, describe_overdue
+from ownstack.engine import preflight
+from ownstack.engine.session import MARK, Session, Target
 from ownstack.errors import RunError
+from ownstack.plan import Schedule
+from ownstack.runner import backup
 from ownstack.state import BoxState
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
 from tests.cli.standing import Box
+from tests.fixtures.small_box import SmallBox
 from tests.unit import machines
 
 WORD = "four words in a row"
@@ -112,6 +120,18 @@ def test_the_passphrase_goes_into_a_private_file_and_nowhere_else(
     assert any(command.count("rm -rf") for command in box.seen.commands[-2:])
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_backup_on_the_disk_of_the_box_is_told_as_that(
+    same: bool, box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where /mnt/usb is not mounted it is a folder like any other."""
+    monkeypatch.setitem(standing.ANSWERS, "backup.make_outliving", {**MADE, "same_disk": same})
+    monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": not same})
+    for more in ((), ("--every", "day")):
+        assert run(["backup", "--passphrase-file", word, "--to", "/mnt/usb", *more]) == 0
+        assert ("the same disk as the box" in capsys.readouterr().err) == same
+
+
 def test_a_recipient_needs_no_passphrase(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["backup", "--recipient", "age1abc"]) == 0
     out = capsys.readouterr().out
@@ -126,6 +146,19 @@ def test_a_recipient_needs_no_passphrase(box: Box, word: str, capsys: pytest.Cap
 def test_a_folder_has_to_be_named_whole(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["backup", "--json", "--recipient", "age1abc", "--to", "here"]) == 2
     assert "absolute" in told(capsys)["error"]["message"]
+
+
+@pytest.mark.parametrize("to", ["/var/lib/ownstack", "/var/lib/ownstack/open_webui/backups/", "//etc/ownstack/x/../y"])
+@pytest.mark.parametrize("more", [(), ("--every", "day")])
+def test_a_folder_that_goes_with_the_box_is_refused(
+    to: str, more: tuple[str, ...], box: Box, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`down --purge` would take the backups away, and one in a service's data would be a part of the next."""
+    assert run(["backup", "--json", "--to", to, "--passphrase-file", word, *more]) == 2
+    error = told(capsys)["error"]
+    assert error["code"] == "backup-inside"
+    assert "/var/lib/ownstack-backups" in error["hint"]
+    assert steps(box) == []
 
 
 def test_a_box_without_age_says_how_to_get_it(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,11 +177,24 @@ def test_verify_looks_and_changes_nothing(box: Box, word: str, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "sound, 4 parts" in out
     assert "2 accounts, 3 chats" in out
+    assert spec(box, "backup.verify")["file"] == "/mnt/b.tar"
     assert "passphrase_file" not in spec(box, "backup.verify")
     assert run(["backup", "--verify", "/mnt/b.tar", "--json", "--passphrase-file", word]) == 0
     assert told(capsys)["data"]["opened"]
     assert "passphrase_file" in spec(box, "backup.verify")
+    assert run(["backup", "--verify", "b.tar", "--json"]) == 0
+    assert spec(box, "backup.verify")["file"] == f"{Path.cwd()}/b.tar", "as restore takes it"
+    capsys.readouterr()
     assert "backup.make_outliving" not in steps(box)
+
+
+@pytest.mark.parametrize("more", [("--every", "day"), ("--to", "/mnt"), ("--recipient", "age1x"), ("--with-models",)])
+def test_looking_at_one_and_making_one_do_not_go_together(
+    more: tuple[str, ...], box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["backup", "--json", "--verify", "/mnt/b.tar", *more]) == 2
+    assert told(capsys)["error"]["code"] == "usage"
+    assert steps(box) == []
 
 
 def test_the_box_makes_them_itself_and_stops(
@@ -156,7 +202,7 @@ def test_the_box_makes_them_itself_and_stops(
 ) -> None:
     monkeypatch.setitem(standing.ANSWERS, "backup.place", {"elsewhere": True})
     assert run(["backup", "--every", "week", "--to", "/mnt/usb", "--passphrase-file", word, "--json"]) == 0
-    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7, "drill": False}
+    assert told(capsys)["data"] == {"every": "week", "to": "/mnt/usb", "keep": 7, "drill": False, "same_disk": False}
     files = {path.rpartition("/")[2].removesuffix(".part"): data for path, data in box.seen.files}
     set_up = json.loads(files["backup.json"])
     assert set_up["elsewhere"]
@@ -314,6 +360,28 @@ def test_status_says_when_the_last_one_was_made(
     assert "was put off: the box was being worked on: anna; the last good one" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("every", "days", "told_of"), [("day", 1.5, False), ("day", 3, True), ("week", 8, False), ("week", 10, True)]
+)
+def test_status_says_when_one_is_overdue(
+    every: str, days: float, told_of: bool, box: Box, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Where its disk is away systemd does not start the unit, and one that was killed has noted nothing."""
+    wanted = Schedule(every=every, to="/mnt/usb", keep=7)
+    box.state = machines.box(machines.plan(box.report).model_copy(update={"backup": wanted}))
+    last = {"file": "/mnt/b.tar", "time": time.time() - days * 86400, "bytes": 2**20}
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"last": last, "failed": None})
+    assert run(["status"]) == 0
+    line = f"though one is due every {every}: `systemctl status ownstack-backup`"
+    assert (line in capsys.readouterr().out) == told_of
+    if told_of:
+        failed = {"time": time.time() - 3600, "message": "disk-full"}
+        assert describe_overdue({"every": every, "unit": "", "last": last, "failed": failed}) == ""
+    assert describe_overdue({"every": "never", "last": {"time": 0.1}}) == ""
+    assert "yet to come" in describe_backup({"every": every})
+
+
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
     data = told(capsys)["data"]
@@ -368,6 +436,52 @@ def test_a_restore_that_does_not_verify_is_taken_back(
     back = done.index("restore.revert")
     assert "secrets.fill" in done[back:]
     assert "box.activate" in done[back:]
+    assert "files.give_up" not in done[back:], "files that somebody edited were put back with the keys that they hold"
+
+
+def test_an_edited_file_that_held_replaced_keys_is_named(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/etc/ownstack/n8n/env"
+    monkeypatch.setitem(standing.ANSWERS, "files.give_up", {"paths": [path]})
+    assert run(["restore", "/mnt/b.tar", "--yes", "--passphrase-file", word]) == 0
+    assert f"{path} was edited by hand" in capsys.readouterr().err
+
+
+def test_where_the_way_back_fails_too_the_first_fault_is_told(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault, real = {"event": "error", "code": "disk-full", "message": "no room aside", "hint": "free"}, standing.runner
+    monkeypatch.setattr(
+        standing, "runner", lambda text: [json.dumps(fault)] if "restore.revert" in text else real(text)
+    )
+    verdict(monkeypatch, Outcome.failed("no sign-in"))
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert (error["code"], error["hint"].split(": ")[0]) == ("disk-full", "free; then run `ownstack up`")
+    assert error["message"].startswith("no room aside (on the way back, after this: open-webui-account: no sign-in")
+
+
+def test_a_fault_of_ours_leaves_no_box_with_half_of_a_backup(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of ours")
+
+    monkeypatch.setattr("ownstack.verify.runner.verify", broken)
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "restore-reverted"
+    assert "a fault of ownstack (ValueError: of ours)" in error["message"]
+    assert "restore.revert" in steps(box)
+
+
+def test_an_identity_that_is_not_there_is_told_before_anything_is_made(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--identity", "/nowhere/identity"]) == 2
+    assert "/nowhere/identity" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
 
 
 @pytest.mark.parametrize("fault", ["", "checks", "newer"])
@@ -430,14 +544,14 @@ def test_another_embedding_model_indexes_documents_anew(
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": other})
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
     assert spec(box, "open_webui.reindex")["qdrant"]["old"] == "open-webui"
+    assert spec(box, "open_webui.reindex")["carried"]
+    assert steps(box).index("open_webui.vectors") < steps(box).index("open_webui.reindex")
     capsys.readouterr()
 
 
 def test_the_next_up_takes_back_what_was_cut_off(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ownstack.engine import preflight
-
     cut = box.state.model_copy(update={"work": {"restore": {"status": "swapped"}}})
     box.state = cut
     monkeypatch.setattr(preflight, "read_state", lambda session, layout: cut.model_copy(update={"work": {}}))
@@ -506,49 +620,193 @@ def test_which_box_it_is_decides_on_what_a_folder_means(box: Box, word: str) -> 
     assert spec(box, "backup.make_outliving")["mark"] == mark(plan)
 
 
+def bare_machine(
+    box: Box, monkeypatch: pytest.MonkeyPatch, names: list[str], about: dict[str, Any] | None = None
+) -> None:
+    """Nothing stands on it; a folder of it has these backups, which say this of themselves."""
+    box.state = BoxState()
+    real = standing.runner
+    whole = {"schema": 1, "settings": {}, **ABOUT, **(about or {})}
+
+    def answer(text: str) -> list[str] | None:
+        if "ls -1 -- /mnt/usb" in text:
+            return names
+        if "manifest.json" in text and "tar -xOf" in text:
+            return [json.dumps(whole)] if about is not None else ["", f"{MARK}2"]
+        return real(text)
+
+    def asked(site: Any, plan: Any, listen: Any) -> None:
+        raise RunError("made", code="made")
+
+    monkeypatch.setattr(standing, "runner", answer)
+    monkeypatch.setattr(restore, "made", asked)
+
+
+def small_backup(tmp_path: Path, **more: Any) -> str:
+    """A real one, on this machine."""
+    small = SmallBox(tmp_path / "small", "first")
+    return str(backup.make(small.make_spec(versions={}, **more), lambda event: None)["data"]["file"])
+
+
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("several", [True, False])
 def test_a_new_machine_is_not_made_into_one_of_several_boxes(
     several: bool, there: bool, box: Box, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    box.state = BoxState()
     names = [f"ownstack-box-{letter * 12}-20260101T000000Z.tar" for letter in ("ab" if several else "a")]
-    real = standing.runner
-    if there:
-        monkeypatch.setattr(standing, "runner", lambda text: names if "ls -1 -- /mnt/usb" in text else real(text))
-    else:
-        for name in names:
-            (tmp_path / name).write_text("x")
-
-    def asked(site: Any, plan: Any) -> None:
-        raise RunError("made", code="made")
-
-    monkeypatch.setattr(restore, "made", asked)
-    folder = "/mnt/usb" if there else str(tmp_path)
-    assert run(["restore", folder, "--yes", "--json", "--passphrase-file", word]) == 1
+    settings = {"network.n8n": "internet", "sources.mirror": "https://foreign.example"}
+    bare_machine(box, monkeypatch, names if there else [], {"settings": settings})
+    folder = Path("/mnt/usb")
+    if not there:
+        folder = Path(small_backup(tmp_path, mark="a" * 12)).parent
+        for name in names[1:]:
+            (folder / name).write_text("x")
+    assert run(["restore", str(folder), "--yes", "--json", "--passphrase-file", word]) == 1
     error = told(capsys)["error"]
     assert error["code"] == ("several-boxes" if several else "made")
     assert steps(box) == []
+    if there and not several:
+        assert run(["restore", str(folder), "--yes", "--passphrase-file", word]) == 1
+        said = capsys.readouterr().err
+        assert 'settings in the backup: network.n8n = "internet"\n' in said, "those of a place do not come along"
 
 
-def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(tmp_path: Path) -> None:
-    from ownstack.cli.restore import settings_for
-    from ownstack.runner import backup
-    from tests.fixtures.small_box import SmallBox
+@pytest.mark.parametrize(
+    ("about", "code"),
+    [
+        ({}, "made"),
+        ({"versions": {"n8n": "99.0"}}, "backup-newer"),
+        ({"services": ["open_webui", "spare_role"]}, "role-missing"),
+        ({"schema": 99}, "backup-schema"),
+        ({"settings": {"roles": ["ollama", "models", "open_webui", "qdrant"]}}, "role-missing"),
+        (None, "backup-damaged"),
+    ],
+)
+@pytest.mark.parametrize("where", ["/mnt/usb", "/mnt/usb/a.tar"])
+def test_what_cannot_be_restored_makes_no_box_of_a_new_machine(
+    where: str, about: dict[str, Any] | None, code: str, box: Box, word: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The settings of a backup that lies on that machine count too: with them it has no n8n."""
+    names = [where] if where.endswith(".tar") else [f"ownstack-box-{'a' * 12}-20260101T000000Z.tar"]
+    bare_machine(box, monkeypatch, names, about)
+    assert run(["restore", where, "--yes", "--json", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == code, error
+    assert steps(box) == [], "nothing was changed"
 
-    small = SmallBox(tmp_path, "first")
+
+@pytest.mark.parametrize(
+    ("make", "rc", "code"),
+    [("nothing", 2, "no-backup"), ("an empty folder", 2, "no-backup"), ("a damaged file", 1, "backup-damaged")],
+)
+def test_no_box_is_made_for_a_backup_that_is_none(
+    make: str, rc: int, code: str, box: Box, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A wrong name was told when the new machine had been made into a box, some minutes later."""
+    bare_machine(box, monkeypatch, [])
+    path = tmp_path / "mine"
+    if make == "an empty folder":
+        path.mkdir()
+    if make == "a damaged file":
+        path.write_text("x" * 5000)
+    assert run(["restore", str(path), "--yes", "--json", "--passphrase-file", word]) == rc
+    error = told(capsys)["error"]
+    assert error["code"] == code
+    assert str(path) in error["message"]
+    assert steps(box) == []
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_data_that_an_earlier_box_left_is_not_replaced_unasked(
+    earlier: bool, box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `down`: the programs are gone, what people wrote is there."""
+    before, questions = box.state, []
+
+    def made(site: Any, plan: Any, listen: Any) -> Any:
+        site.state = before
+        return site.recorded_plan()
+
+    def confirm(question: str, yes: bool, as_json: bool) -> None:
+        if not yes:
+            questions.append(question.split()[0])
+
+    bare_machine(box, monkeypatch, ["/mnt/usb/a.tar"], {})
+    if earlier:
+        box.state = machines.box(machines.plan(box.report), installed=False)
+    monkeypatch.setattr(restore, "made", made)
+    monkeypatch.setattr(restore, "confirm", confirm)
+    assert run(["restore", "/mnt/usb/a.tar", "--passphrase-file", word]) == 0
+    assert questions == (["Make", "Put"] if earlier else ["Make"])
+
+
+def test_a_box_that_was_made_for_a_backup_which_does_not_open_is_told(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = box.state
+    bare_machine(box, monkeypatch, ["/mnt/usb/a.tar"], {})
+    real = standing.runner
+
+    def answer(text: str) -> list[str] | None:
+        if "backup.verify" not in text:
+            return real(text)
+        refused = {"event": "error", "code": "wrong-passphrase", "message": "it cannot be opened", "hint": "no change"}
+        return [json.dumps(refused)]
+
+    def made(site: Any, plan: Any, listen: Any) -> Any:
+        site.state = before
+        return site.recorded_plan()
+
+    monkeypatch.setattr(standing, "runner", answer)
+    monkeypatch.setattr(restore, "made", made)
+    assert run(["restore", "/mnt/usb/a.tar", "--yes", "--json", "--passphrase-file", word]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "wrong-passphrase"
+    assert "stands, empty" in error["hint"]
+
+
+@pytest.mark.parametrize("where", ["on the machine", "here"])
+def test_a_new_machine_gets_a_box_with_the_settings_of_the_backup(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {
         "use": "code",
         "network.n8n": "internet",
         "folders.notes.path": "/srv/n",
         "folders.notes.service": "n8n",
     }
-    data = backup.make(small.make_spec(settings=settings), lambda event: None)["data"]
-    for path in (data["file"], str(Path(data["file"]).parent)):
-        found = settings_for(path, None, ("use=rag",))
-        assert found.base.network.n8n == "internet"
-        assert found.base.folders["notes"].path == "/srv/n"
-        assert found.base.use == "rag", "what is given here wins"
-        assert found.origins["network.n8n"] == "backup"
-    assert settings_for("/nowhere", None, ()).base.network.n8n == "closed"
+    file = small_backup(tmp_path, settings=settings)
+    if where == "here":
+        monkeypatch.setattr(restore_bare, "_there", lambda site, path: "")
+    with Session(Target()) as session:
+        site: Any = types.SimpleNamespace(session=session)
+        for path in (file, str(Path(file).parent)):
+            held = restore_bare.settings_in(restore_bare.described(site, path), path)
+            found = read_settings(None, ("use=rag",), below=held)
+            assert found.base.network.n8n == "internet"
+            assert found.base.folders["notes"].path == "/srv/n"
+            assert found.base.use == "rag", "what is given here wins"
+            assert found.origins["network.n8n"] == "backup"
+    assert restore_bare.settings_in({}, file) == {}
+    with pytest.raises(RunError, match="its settings cannot be read"):
+        restore_bare.settings_in({"settings": ["x"]}, file)
+
+
+def test_a_file_on_the_machine_that_is_no_backup_is_told(tmp_path: Path) -> None:
+    (tmp_path / "it's mine.tar").write_text("x" * 5000)
+    with Session(Target()) as session, pytest.raises(RunError) as caught:
+        restore_bare.described(types.SimpleNamespace(session=session), str(tmp_path / "it's mine.tar"))  # type: ignore[arg-type]
+    assert caught.value.code == "backup-damaged"
+    assert "it's mine.tar is damaged: it is no backup" in caught.value.message
+
+
+def test_an_engine_that_only_the_backup_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    site: Any = types.SimpleNamespace(session=None, state=BoxState(), plan=lambda: site.state.existing_ollama)
+    monkeypatch.setattr(preflight, "read_existing", lambda session, url: {"existing_ollama": f"0.34.2 at {url}"})
+    for use, found in (("own", ""), ("existing", "0.34.2 at http://127.0.0.1:11434")):
+        site.settings = read_settings(None, (), below={"ollama.use": use})
+        made: Any = restore_bare.planned(site)
+        assert made == found

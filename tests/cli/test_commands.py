@@ -634,6 +634,26 @@ def test_disk_says_who_holds_what(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert envelope["data"]["disks"] == disks
 
 
+def test_disk_tells_all_else_where_the_engine_is_down(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk may be why."""
+    real = standing.runner
+
+    def answer(command: str) -> list[str] | None:
+        if "ollama.list" not in command:
+            return real(command)
+        down = {"event": "error", "code": "engine-down", "message": "Ollama does not answer", "hint": "start it"}
+        return [json.dumps(down)]
+
+    monkeypatch.setattr(standing, "runner", answer)
+    monkeypatch.setitem(ANSWERS, "box.disk", {"folders": [], "disks": [{"mount": "/", "total": 9 << 30, "free": 0}]})
+    assert run(["disk"]) == 0
+    said = capsys.readouterr().out
+    assert "are not told: Ollama does not answer" in said
+    assert "free on /: 0" in said
+
+
 GOLDEN = Path(__file__).with_name("golden")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
+from ownstack.cli.config import put
 from ownstack.cli.models import note_folder
 from ownstack.settings import load
 
@@ -216,3 +218,20 @@ def test_the_models_folder_is_noted_however_it_stood_there(before: str, tmp_path
         assert (bound.path, bound.service, bound.write) == (path, "ollama", True)
     assert ("# the large disk" in file.read_text()) == ("# the large disk" in before)
     assert len(load({}, str(file)).base.folders) == 1 + ("notes" in before)
+
+
+def test_it_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("on the disk"))
+    replace = Path.replace
+
+    def placed(self: Path, target: Path) -> None:
+        done.append("in its place")
+        replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", placed)
+    put(tmp_path / "ownstack.toml", 'use = "code"\n')
+    assert done == ["on the disk", "in its place"]
+    assert (tmp_path / "ownstack.toml").read_text() == 'use = "code"\n'

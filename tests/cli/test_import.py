@@ -87,6 +87,20 @@ def test_one_that_does_not_verify_is_taken_back(
     assert spec(box, "qdrant.drop")["prefixes"] == [spec(box, "imports.documents")["qdrant"]["new"]]
 
 
+def test_a_fault_of_ours_leaves_no_box_with_half_of_an_import(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of ours")
+
+    monkeypatch.setattr("ownstack.verify.runner.verify", broken)
+    assert run(["import", "/srv/old", "--json", "--yes"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "import-reverted"
+    assert "a fault of ownstack (ValueError: of ours)" in error["message"]
+    assert "restore.revert" in steps(box)
+
+
 def test_without_consent_what_was_laid_ready_goes_again(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["import", "/srv/old", "--json"]) == 2
     assert told(capsys)["error"]["code"] == "usage"
@@ -107,6 +121,21 @@ def test_what_lies_here_is_uploaded_and_goes_afterwards(
     assert any(path.startswith("/var/lib/ownstack/work/import.tar") for path, _ in box.seen.files)
 
 
+def test_a_full_disk_here_is_told_as_that(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(standing.ANSWERS, "imports.find", {"there": False})
+    monkeypatch.setattr("ownstack.runner.imports.pack", full)
+    assert run(["import", str(flows(tmp_path / "volume")), "--json", "--yes"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "import-copy"
+    assert "TMPDIR" in error["hint"]
+    assert "imports.stage" not in steps(box)
+
+
 def test_a_cut_off_import_is_named_and_taken_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +149,16 @@ def test_a_cut_off_import_is_named_and_taken_back(
     assert run(["up", "--yes", "--json"]) == 0
     assert "restore.revert" in steps(box)
     assert "an import was cut off: the box is as it was" in capsys.readouterr().err
+
+
+def test_an_import_that_was_cut_off_before_it_changed_anything_is_named_too(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = {"restore": {"status": "staging", "clean": False, "import": "n8n"}}
+    box.state = box.state.model_copy(update={"work": work})
+    assert run(["up", "--yes", "--json"]) == 0
+    assert "restore.revert" in steps(box)
+    assert "an import was cut off: what it had laid ready" in capsys.readouterr().err
 
 
 def test_passwords_of_imported_accounts_are_nobodys_here(box: Box, capsys: pytest.CaptureFixture[str]) -> None:

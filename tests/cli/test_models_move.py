@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli import run
+from ownstack.cli.models import move_spec
 from ownstack.engine.session import Session
 from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
@@ -21,6 +22,7 @@ activate()
 from roles.ollama import models_dir  # noqa: E402 - found once `activate` has run
 
 PATH = "/mnt/large/models"
+HOME = "/home/anna/models"
 FOLDER = {"path": PATH, "service": "ollama", "write": True}
 
 
@@ -52,6 +54,11 @@ def test_old_files_go_when_the_box_has_passed(
     assert PATH in config.read_text()
 
 
+def test_whether_a_unit_brings_the_folder_to_the_engine_is_told() -> None:
+    plan = machines.plan()
+    assert [move_spec(plan, path)["bound"] for path in (PATH, HOME)] == [False, True]
+
+
 @pytest.mark.parametrize("passes", [True, False])
 def test_one_that_was_cut_off_when_it_had_switched_is_finished(
     passes: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -70,7 +77,12 @@ def test_one_that_was_cut_off_when_it_had_switched_is_finished(
 
     monkeypatch.setattr(Session, "step", step)
     assert move(monkeypatch, config, Outcome.ok("fine")) == 0
-    assert [(spec["from"], spec["later"]) for name, spec in told if name == "ollama.move"] == [(before, False)] * 2
+    asked = [(name, spec["from"], spec["later"]) for name, spec in told if name.startswith("ollama.move")]
+    assert asked == [
+        ("ollama.move", before, False),
+        ("ollama.move", before, True),
+        ("ollama.move_drop", before, True),
+    ], "what the new store has written since it serves is not put back to what the old one held"
     plan = machines.plan(flags={f"folders.models.{key}": value for key, value in FOLDER.items()})
     assert models_dir(plan) == PATH
     box.state = machines.box(plan, models_left=before)
@@ -96,6 +108,7 @@ def test_one_that_does_not_pass_leaves_files_and_settings(
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "move-reverted"
     assert "no answer came" in error["message"]
+    assert f"what was copied lies in {PATH}" in error["hint"]
     done = steps(box)
     assert "ollama.move_drop" not in done
     assert done.count("box.activate") > 1, "the plan of before is carried out again"

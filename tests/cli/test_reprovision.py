@@ -12,16 +12,18 @@ import pytest
 from ownstack.cli import reprovision, run
 from ownstack.engine import apply
 from ownstack.engine.session import Session
-from ownstack.errors import UnsupportedError
+from ownstack.errors import RunError, UnsupportedError
 from ownstack.kit import activate
 from ownstack.plan import Adopted
 from ownstack.settings import load
 from ownstack.verify.check import Check, Outcome
+from ownstack.verify.runner import VerifyReport
 from tests.cli import standing
 from tests.cli.standing import Box
 from tests.unit import machines
 
 activate()
+EMBEDDING = ["--pin", "embedding=snowflake-arctic-embed:22m"]
 
 
 @pytest.fixture
@@ -119,6 +121,29 @@ def test_any_error_of_the_switch_puts_the_earlier_plan_back(
     assert steps(box)[-1] == "box.write_manifest forget"
 
 
+def test_a_way_back_that_fails_too_says_both_and_stays_unfinished(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import deploy
+
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    real, tried = apply.execute, [0]
+
+    def broken(session: Session, wanted: Any, *given: Any, **more: Any) -> Any:
+        tried[0] += wanted is deploy.apply
+        if wanted is deploy.apply and tried[0] == 2:
+            raise RunError("no space left", hint="free disk space")
+        return real(session, wanted, *given, **more)
+
+    monkeypatch.setattr(apply, "execute", broken)
+    assert run(["up", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["message"].startswith("no space left (on the way back, after this: ")
+    assert "no answer came" in error["message"]
+    assert error["hint"].startswith("free disk space; then run `ownstack up`")
+    assert "box.write_manifest forget" not in steps(box), "the next run knows where it came from"
+
+
 def test_amber_and_checks_of_other_things_take_nothing_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +167,48 @@ def test_a_model_that_cannot_be_fetched_switches_nothing(
     assert "goes on as before" in found["message"]
     assert "box.activate" not in steps(box)
     assert not [name for name in steps(box) if name.startswith("box.write_manifest")]
+
+
+@pytest.mark.parametrize(
+    ("pins", "step", "answer"),
+    [([], "ollama.chat_check", {"answered": False}), (EMBEDDING, "ollama.embed_check", {"dimension": 0}),
+     (EMBEDDING, "ollama.embed_check", None)],
+)  # fmt: skip
+def test_a_fetched_model_that_does_not_answer_switches_nothing(
+    pins: list[str], step: str, answer: dict[str, Any] | None, box: Box, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A second run asks again, also where the model is there since the first."""
+    monkeypatch.setitem(standing.ANSWERS, step, answer or {})
+    real = Session.step
+
+    def broken(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == step and answer is None:
+            raise RunError("it does not fit into memory", hint="a smaller one", code="model-too-big")
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", broken)
+    for _ in range(2):
+        box.seen.commands.clear()
+        assert run(["up", "--yes", "--json", *pins]) == 1
+        error = told(capsys)["error"]
+        assert error["code"] == "model-silent"
+        assert error["message"].endswith("; the box goes on as before")
+        assert ("does not fit into memory" in error["message"]) == (answer is None)
+        assert "box.activate" not in steps(box)
+        assert not [name for name in steps(box) if name.startswith("box.write_manifest")]
+        there = [model.tag for model in machines.plan("rtx-4090").models]
+        monkeypatch.setitem(standing.ANSWERS, "ollama.ensure", {"present": there, "missing": [], "wrong": {}})
+
+
+def test_with_other_parts_of_the_engine_the_first_question_comes_after_the_switch(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    box.state = machines.box(machines.plan("bare-server"))
+    monkeypatch.setitem(standing.ANSWERS, "ollama.chat_check", {"answered": False})
+    assert run(["up", "--yes", "--json"]) == 0
+    assert told(capsys)["data"]["change"]["engine"] == {"old": "cpu", "new": "cuda"}
 
 
 def test_a_run_that_was_cut_off_goes_on_from_the_plan_it_came_from(
@@ -203,6 +270,13 @@ def test_prune_is_only_done_when_it_is_asked_for(
         assert ("ollama.prune" in steps(box)) == pruned
 
 
+def test_what_was_not_verified_is_not_pruned(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--yes", "--json", "--prune", "--no-verify"]) == 2
+    assert "--no-verify" in told(capsys)["error"]["message"]
+    assert box.seen.commands == []
+    assert not reprovision.settled(VerifyReport(()))
+
+
 @pytest.mark.parametrize("engine", ["own", "used", "adopted"])
 def test_of_an_engine_that_is_only_used_no_model_is_pruned_but_what_else_is_left(
     engine: str, box: Box, monkeypatch: pytest.MonkeyPatch
@@ -258,3 +332,46 @@ def test_keep_and_pin_are_the_owners_word(box: Box, capsys: pytest.CaptureFixtur
     for wrong in ("chat", "poetry=x", "chat="):
         assert run(["plan", "--pin", wrong, "--json"]) == 2
         assert "--pin" in told(capsys)["error"]["message"]
+
+
+def carried(box: Box) -> list[str]:
+    return [c for c in box.seen.commands if "open_webui.reindex" in c and '"carried": true' in c]
+
+
+def test_documents_have_their_new_vectors_before_anything_is_switched(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    assert run(["up", "--yes", "--json", *EMBEDDING]) == 0
+    done = steps(box)
+    noted = next(i for i, c in enumerate(done) if c == "box.write_manifest")
+    names = ("open_webui.vectors", "box.write_manifest keep", "box.activate", "open_webui.reindex")
+    order = [done.index("ollama.pull_wait"), noted, *map(done.index, names)]
+    assert order == sorted(order)
+    (command,) = [c for c in box.seen.commands if "open_webui.vectors" in c]
+    assert '"model": "snowflake-arctic-embed:22m"' in command
+    assert '"old": "open-webui"' in command
+    assert len(carried(box)) == 1, "after the switch only what came since"
+
+
+@pytest.mark.parametrize("why", ["it cannot embed", "it was cut off", "the model is its owner's"])
+def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
+    why: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    if why == "it was cut off":  # people may work with the new collections already
+        old = machines.plan("rtx-4070").model_dump(mode="json")
+        box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
+    mine = ["--set", 'open_webui.user_owned=["rag.embedding_model"]'] if "owner" in why else []
+    real = Session.step
+
+    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == "open_webui.vectors":
+            raise RunError(why)
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert run(["up", "--yes", "--json", *EMBEDDING, *mine]) == 0
+    assert ("indexed by Open WebUI, and found bit by bit" in capsys.readouterr().err) == (why == "it cannot embed")
+    assert "open_webui.reindex" in steps(box)
+    assert carried(box) == []

@@ -210,9 +210,23 @@ def test_what_fails_puts_program_and_data_back(
     assert "snapshots.commit" not in done
     back = done.index("snapshots.revert")
     assert {"secrets.fill", "box.activate"} <= set(done[back:]), "the earlier plan is carried out again"
+    assert "files.give_up" not in done, "a file that somebody edited stays in its place"
     assert specs(box, "snapshots.revert")[0]["id"] == specs(box, "snapshots.take")[0]["id"]
     recorded = [spec["values"]["versions"] for spec in specs(box, "box.write_manifest") if "versions" in spec["values"]]
     assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"
+
+
+def test_a_way_back_that_fails_too_says_both_reasons(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.failed("no answer came"))
+    failing(monkeypatch, "snapshots.revert", RunError("no space left", hint="free disk space", code="disk-full"))
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "disk-full"
+    assert error["message"].startswith("no space left (on the way back, after this: ")
+    assert "no answer came" in error["message"]
+    assert error["hint"].startswith("free disk space; then run `ownstack up`")
 
 
 def test_checks_that_fail_with_the_old_version_too_are_said(
@@ -259,6 +273,19 @@ def test_what_fails_when_it_has_passed_is_told_as_it_is(
     assert "the upgrade of n8n " + ("passed and stays" if stays else "was taken back") in error["message"]
     assert specs(box, "snapshots.revert")[0]["id"] == specs(box, "snapshots.take")[0]["id"]
     assert ("secrets.fill" in steps(box)[steps(box).index("snapshots.revert") :]) != stays
+
+
+@pytest.mark.parametrize("hint", ["look", "nothing was changed; the service runs on as before"])
+def test_what_keeps_it_from_beginning_is_told_as_that(
+    hint: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "snapshots.take", RunError("Qdrant answers 0", hint=hint, code="qdrant"))
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", {"reverted": False})
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert (error["code"], error["message"]) == ("qdrant", "the upgrade of n8n did not begin: Qdrant answers 0")
+    assert error["hint"].count("nothing was changed") == 1
+    assert hint in error["hint"]
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), KeyError("never thought of")])
@@ -368,6 +395,21 @@ def test_one_that_went_on_after_the_state_was_read_is_put_back_too(
     assert (told in capsys.readouterr().err) == begun
 
 
+def test_one_whose_copy_is_gone_stays_and_it_is_said(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = machines.box(machines.plan())
+    work = {"status": "taken", "role": "n8n", "kind": "upgrade", "from": {}, "to": {}}
+    box.state = before.model_copy(update={"work": {"upgrade": work}})
+    monkeypatch.setattr("ownstack.engine.preflight.read_state", lambda session, layout: before)
+    gone = {"reverted": False, "gone": "/var/lib/ownstack/snapshots/x"}
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.revert", gone)
+    assert run(["up", "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert "the copy of its data is gone from /var/lib/ownstack/snapshots/x: what is there stays" in said
+    assert "snapshots.commit" in steps(box)
+
+
 def test_one_that_came_to_its_end_after_the_state_was_read_is_not_said_to_be_put_back(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +456,26 @@ def test_rollback_names_what_is_lost_and_goes_back(
     assert specs(box, "box.write_manifest")[0]["values"]["versions"]["n8n"]["version"] == "2.40.7"
 
 
+def test_a_service_that_does_not_answer_can_be_rolled_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be why somebody goes back."""
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [snapshot(box)]})
+    real, asked = Session.step, []
+
+    def step(self: Session, name: str, *given: Any, **more: Any) -> dict[str, Any]:
+        asked.append(name)
+        if name == "snapshots.counts" and "snapshots.take" not in asked:
+            raise RunError("Qdrant answers 0")
+        return real(self, name, *given, **more)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert run(["rollback", "--yes", "--json"]) == 0
+    data = told(capsys)["data"]
+    assert data["lost"] == ["what n8n holds more cannot be counted (Qdrant answers 0)"]
+    assert "snapshots.commit" in asked
+
+
 def test_a_rollback_that_does_not_verify_undoes_itself(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,12 +503,13 @@ def test_qdrant_that_was_upgraded_since_keeps_its_data(
     assert specs(box, "snapshots.put")[0]["leave"] == ["qdrant"]
 
 
+@pytest.mark.parametrize("role", ["open_webui", "qdrant"])
 @pytest.mark.parametrize("changed", [True, False])
 def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
-    changed: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    changed: bool, role: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The snapshot has the collections of then; the box looks for others, and would find no document."""
-    row = snapshot(box, "open_webui", **{"from": {"open-webui": "0.11.4"}})
+    row = snapshot(box, role, **{"from": {role.replace("_", "-"): "0.11.4"}})
     held = row["plan"]["vectors"]
     if changed:
         box.state = machines.box(machines.plan().model_copy(update={"vectors": "open-webui-other"}))
@@ -455,6 +518,8 @@ def test_documents_of_another_embedding_model_are_indexed_anew_on_the_way_back(
     capsys.readouterr()
     asked = [(spec["qdrant"]["old"], spec["qdrant"]["new"]) for spec in specs(box, "open_webui.reindex")]
     assert asked == ([(held, "open-webui-other")] if changed else [])
+    first = [spec["qdrant"]["new"] for spec in specs(box, "open_webui.vectors")]
+    assert first == ["open-webui-other"] * changed, "memories come by their texts alone"
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -490,6 +555,28 @@ def test_without_a_snapshot_there_is_no_way_back(box: Box, capsys: pytest.Captur
     error = told(capsys)["error"]
     assert error["code"] == "no-snapshot"
     assert "restore" in error["hint"]
+
+
+def test_a_service_that_was_left_out_since_has_no_way_back_and_the_others_have(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = snapshot(box)
+    less = machines.plan().model_copy(
+        update={"roles": tuple(part for part in machines.plan().roles if part.name != "n8n")}
+    )
+    box.state = machines.box(less)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [row]})
+    assert run(["rollback", "--yes", "--json"]) == 1
+    error = told(capsys)["error"]
+    assert error["code"] == "no-snapshot"
+    assert "n8n was left out of the box since" in error["message"]
+    assert "snapshots.take" not in steps(box)
+    about = {"from": {"ollama": "0.32.15"}, "to": {"ollama": LOCK["ollama"]}}
+    other = snapshot(box, "ollama", **about, id="two")
+    box.state = machines.box(less)
+    monkeypatch.setitem(standing.ANSWERS, "snapshots.held", {"snapshots": [other, row]})
+    assert run(["rollback", "--yes", "--json"]) == 0
+    assert [one["service"] for one in told(capsys)["data"]["done"]] == ["ollama"]
 
 
 def test_snapshots_are_shown_and_can_be_discarded(
@@ -623,10 +710,14 @@ def test_a_rehearsal_that_fails_touches_nothing(
     assert "/opt/ownstack/open_webui/staged" in specs(box, "artifacts.remove")[-1]["paths"]
 
 
-def test_too_little_memory_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
-    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [("snapshots.rehearsal", "memory"), ("snapshots.rehearsal", "port-taken"), ("snapshots.space", "disk-full")],
+)
+def test_too_little_room_is_no_rehearsal_and_an_error_only_where_it_was_asked_for(
+    step: str, code: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing(monkeypatch, "snapshots.rehearsal", RunError("7 MiB of memory are free", code="memory"))
+    failing(monkeypatch, step, RunError("7 MiB are free", code=code))
     assert run(["upgrade", "open_webui", "--yes", "--json"]) == 0
     said = capsys.readouterr()
     assert not json.loads(said.out)["data"]["done"][0]["rehearsed"]

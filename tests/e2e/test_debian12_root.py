@@ -169,6 +169,10 @@ def test_down_keeps_what_is_the_owners(box: Host, ownstack: Ownstack, debian12: 
     assert box.run("systemctl is-active ownstack-n8n", check=False).stdout.strip() != "active"
     assert box.output("ss -Hltn | awk '{print $4}' | grep -c ':22$'") != "0"
     assert box.output("ls -d /opt/ownstack 2>/dev/null || true") == ""
+    added = json.loads(box.output("cat /var/lib/ownstack/manifest.json")).get("packages_added", [])
+    files = box.output(f"dpkg -L {' '.join(added)}").splitlines() if added else []
+    left = debian12.before.differences(footprint.take(box))
+    assert footprint.beyond(left, ("/var/lib/ownstack", "/etc/ownstack"), added, files) == []
     lay_back(box, debian12, "n8n", "open_webui")
     ids = "getent passwd | grep ^ownstack | cut -d: -f3 | sort"
     before = box.output(ids).split()

@@ -145,7 +145,7 @@ def test_an_open_webui_that_is_in_use_moves_in(
     found = ownstack.json("import", "/srv/webui", "--yes")
     print(f"imported Open WebUI in {found['seconds']} s")
     assert found["holds"] == {"accounts": 2, "chats": 1, "files": 1, "knowledge collections": 1}
-    assert found["documents"] == {"files": 1, "knowledge": 1, "left": []}
+    assert found["documents"] == {"files": 1, "knowledge": 1, "memories": 0, "left": []}
     assert {check["status"] for check in found["checks"]} == {"ok"}
     status, token = sign_in(box, plan, OWNER, WORD)
     assert status == 200, "with the password of there"

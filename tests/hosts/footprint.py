@@ -50,6 +50,39 @@ class Footprint:
         return found
 
 
+# what each account changes
+BOOKS = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow")
+
+
+def beyond(differences: list[str], folders: tuple[str, ...], packages: list[str], files: list[str]) -> list[str]:
+    """Of `differences` what a plain `down` did not promise to keep: all but folders of ours, accounts, added packages.
+
+    `files`: those of the packages.
+    """
+
+    def kept(difference: str) -> bool:
+        kind, _, line = difference[2:].partition(": ")
+        if kind in ("files", "contents"):
+            path = line.split()[0 if kind == "files" else 1]
+            ours = any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+            return ours or path in files or (kind == "contents" and path in BOOKS)
+        if kind == "groups":  # of ours, or one that had or has an account of ours in it
+            return line in groups or line.startswith("ownstack-")
+        if kind == "packages":
+            return line.split()[0] in packages
+        return kind == "accounts" and line.startswith("ownstack-")
+
+    found = [line[len("+ groups: ") :] for line in differences if line.startswith("+ groups: ")]
+    joined = {line: _without_ours(line) for line in found if _without_ours(line) != line}
+    groups = {*joined, *joined.values()}
+    return [difference for difference in differences if not kept(difference)]
+
+
+def _without_ours(group: str) -> str:
+    about, _, members = group.rpartition(":")
+    return f"{about}:{','.join(one for one in members.split(',') if not one.startswith('ownstack-'))}"
+
+
 def take(host: Host) -> Footprint:
     """The footprint of a host now."""
     prune = " -o ".join(f"-path {path}" for path in VOLATILE)

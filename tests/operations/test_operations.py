@@ -26,6 +26,7 @@ from ownstack.engine.operations import Directory
 from ownstack.engine.session import Session, Target
 from ownstack.errors import RunError
 from ownstack.plan import ChosenArtifact, ConfigFile, Plan
+from ownstack.settings import load
 from roles import role
 from tests.unit import machines
 
@@ -341,6 +342,19 @@ def test_purge_takes_what_was_kept_aside_on_another_disk(session: Session, with_
     run(session, plan, lambda: base.remove(plan, True, []))
     assert sorted(path.name for path in disk.iterdir()) == ["theirs"]
     assert not Path(plan.layout.var).exists()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_purge_takes_what_it_made_on_the_way_in_a_home(other: bool, session: Session, tmp_path: Path) -> None:
+    made = plan_below(tmp_path)
+    layout = load({"root": str(tmp_path), "prefix": "optest"}, None, {}).layout(str(tmp_path), 1000)
+    plan = made.model_copy(update={"layout": layout, "manager": "systemd-user", "system": False})
+    for path in (layout.opt, layout.secrets, layout.data("qdrant"), layout.units):
+        Path(path).mkdir(parents=True)
+    if other:
+        (tmp_path / ".config/mine").write_text("x")
+    run(session, plan, lambda: operations.farewell(name="x", plan=plan, purge=True, accounts=[], packages=[]))
+    assert [path.name for path in tmp_path.rglob("*")] == ([".config", "mine"] if other else [])
 
 
 def test_down_leaves_data_and_purge_leaves_nothing(session: Session, tmp_path: Path) -> None:

@@ -104,5 +104,11 @@ def test_the_guarantees_name_tests_that_exist() -> None:
 
 def is_slow(text: str, name: str) -> bool:
     """Whether only `tests/run --full` runs a test of a module."""
-    marks = text[: text.index(f"\ndef {name}(")].rsplit("\n\n\n", 1)[-1]
+    marks = text[: text.index(f"\ndef {name}(") + 1].rsplit("\n\n\n", 1)[-1]
     return "\npytestmark = pytest.mark.slow" in text or "@pytest.mark.slow" in marks
+
+
+def test_a_mark_counts_for_its_own_test_alone() -> None:
+    text = "import pytest\n\n\n@pytest.mark.slow\ndef test_long() -> None: ...\n\n\ndef test_short() -> None: ...\n"
+    assert is_slow(text, "test_long")
+    assert not is_slow(text, "test_short"), "the mark is that of the one before"

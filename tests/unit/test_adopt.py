@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ownstack.cli.down import what_goes
+from ownstack.engine.role_tasks import written_files
 from ownstack.errors import ConfigError, OwnstackError, UnsupportedError
 from ownstack.hardware.report import ExistingOllama, HardwareReport
 from ownstack.kit import activate
 from ownstack.plan import Plan
-from ownstack.runner import ollama_adopt
+from ownstack.runner import files, ollama_adopt
 from ownstack.runner.core import Event, StepError
 from ownstack.state import BoxState
 from tests.unit import machines
@@ -123,6 +125,16 @@ def test_what_goes_and_what_stays_is_said() -> None:
     goes, kept = what_goes(made, True, [], ["big:1"])
     assert any("big:1" in line for line in goes)
     assert "the Ollama that was there, and its models" in kept
+
+
+@pytest.mark.parametrize("purge", [False, True])
+def test_models_that_were_moved_to_another_disk_stay_and_it_is_said(purge: bool) -> None:
+    folder = {"path": "/mnt/large/models", "service": "ollama", "write": True}
+    moved = machines.plan(flags={f"folders.models.{key}": value for key, value in folder.items()})
+    for made, said in ((moved, True), (machines.plan(), False)):
+        goes, stays = what_goes(made, purge, [])
+        assert any("/mnt/large/models" in line for line in stays) == said
+        assert not any("/mnt/large/models" in line for line in goes)
 
 
 # ------------------------------------------------------------------------------------------------------- the drop-in
@@ -236,6 +248,66 @@ def test_a_later_file_of_the_owner_wins_and_stays(unit: Systemctl) -> None:
     (unit.folder / "new.conf").write_text("[Service]\n")  # and one that came meanwhile
     ollama_adopt.give_back(spec(unit), silent)
     assert sorted(path.name for path in unit.folder.iterdir()) == ["new.conf", "zz.conf"]
+
+
+def edit(unit: Systemctl, tmp_path: Path) -> dict[str, Any]:
+    """It was adopted, and its owner changed our drop-in since. What the step is told."""
+    asked = {**spec(unit), "written": str(tmp_path / "files.sha256")}
+    ollama_adopt.adopt(asked, silent)
+    assert not ollama_adopt.adopted(asked, silent)["data"]["edited"]
+    with (unit.folder / "ownstack.conf").open("a") as out:
+        out.write("Environment=OLLAMA_DEBUG=1\n")
+    return asked
+
+
+def test_our_drop_in_that_its_owner_edited_is_kept(unit: Systemctl, tmp_path: Path) -> None:
+    unit.folder.mkdir()
+    (unit.folder / "override.conf").write_text("[Service]\n")
+    os.utime(unit.folder, (1, 1))
+    before = footprint(unit.folder)
+    asked = edit(unit, tmp_path)
+    theirs = (unit.folder / "ownstack.conf").read_text()
+    later = {**spec(unit, OLLAMA_CONTEXT_LENGTH="4096"), "written": asked["written"]}
+    assert ollama_adopt.adopt(later, silent)["changed"]
+    assert (unit.folder / "ownstack.conf").read_text() == theirs
+    assert "4096" in (unit.folder / "ownstack.conf.ownstack-new").read_text()
+    assert ollama_adopt.adopted(later, silent)["data"]["edited"]
+    assert not ollama_adopt.adopt(later, silent)["changed"]
+    files.give_up({"record": later["written"], "paths": [later["path"]]}, silent)  # `up --overwrite`
+    assert ollama_adopt.adopt(later, silent)["changed"]
+    assert "4096" in (unit.folder / "ownstack.conf").read_text()
+    assert (unit.folder / "ownstack.conf.ownstack-old").read_text() == theirs
+    ollama_adopt.give_back(later, silent)
+    assert footprint(unit.folder) == before, "given back byte for byte"
+    (unit.folder / "ownstack.conf").write_text("of a box that adopts it later")
+    assert files.edited(later["written"]) == []
+
+
+def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit: Systemctl, tmp_path: Path) -> None:
+    asked = edit(unit, tmp_path)
+    theirs = (unit.folder / "ownstack.conf").read_text()
+    unit.fails = True
+    with pytest.raises(StepError) as caught:
+        ollama_adopt.adopt({**asked, "content": "[Service]\n"}, silent)
+    assert caught.value.code == "adopt-edited"
+    assert (unit.folder / "ownstack.conf").read_text() == theirs
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ({"same": True, "active": True, "edited": False, "overruled": {}}, "ok"),
+        ({"same": False, "active": True, "edited": True, "overruled": {}}, "amber"),
+        ({"same": False, "active": True, "edited": False, "overruled": {}}, "failed"),
+        ({"same": False, "active": False, "edited": True, "overruled": {}}, "failed"),
+    ],
+)
+def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None:
+    made = plan()
+    context: Any = types.SimpleNamespace(plan=made, step=lambda name, **asked: {"dropins": [], **found})
+    assert adopt.in_force(context).status == status
+    assert made.adopted is not None
+    assert made.adopted.dropin in [file.path for file in written_files(made)], "its difference is shown"
 
 
 def test_one_that_does_not_come_up_is_put_back(unit: Systemctl, tmp_path: Path) -> None:

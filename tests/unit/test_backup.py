@@ -9,6 +9,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, backup_parts
+from ownstack.runner import backup, backup_parts, restore
 from ownstack.runner.backup_file import MANIFEST, Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import CANARY, WORD, SmallBox, identity, rewritten, writer
@@ -97,6 +99,7 @@ def test_a_backup_holds_everything_and_is_opened_again(box: SmallBox) -> None:
     assert path.name.startswith("ownstack-small-box-")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert data["same_disk"]
     assert data["holds"] == {
         "accounts": 2, "chats": 3, "files": 1, "knowledge collections": 1, "workflows": 1, "credentials": 2,
     }  # fmt: skip
@@ -213,6 +216,34 @@ def test_a_database_that_is_damaged_inside_is_found_though_its_hash_is_right(box
     assert "webui.db" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "name", ["n8n/../../../x", "n8n//tmp/x", "/tmp/x", "n8n/.n8n/./config", "data/n8n//tmp/x", "data/n8n/../x"]
+)
+def test_no_name_in_it_leads_out_of_the_folder_it_is_laid_in(name: str, box: SmallBox, tmp_path: Path) -> None:
+    """For a recipient anybody can encrypt who knows it, and a restore writes as root."""
+    held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
+    if name.startswith("data/"):
+        held.index[name] = held.index["data/open_webui/uploads/first-note.txt"]
+        rewritten(held, new, box.make_spec(), {})
+    else:
+        rewritten(held, new, box.make_spec(), {}, sealed={name: "eA=="})
+    with pytest.raises(StepError, match="its index is wrong") as caught:
+        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
+    with pytest.raises(StepError):
+        restore.stage(box.restore_spec(new), silent)
+    assert not (box.var / "restore").exists()
+
+
+def test_what_goes_into_a_configuration_is_looked_at(box: SmallBox, tmp_path: Path) -> None:
+    held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
+    plan = {"vectors": "open-webui\nWEBUI_AUTH=false", "models": []}
+    rewritten(held, new, box.make_spec(), {"box.json": json.dumps({"plan": plan}).encode()})
+    with pytest.raises(StepError, match="no beginning of a collection's name") as caught:
+        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+    assert caught.value.code == "backup-damaged"
+
+
 def test_parts_that_are_missing_or_not_named_are_found(box: SmallBox, tmp_path: Path) -> None:
     path = Path(made(box)["file"])
     for change in ("missing", "more", "link"):
@@ -245,15 +276,27 @@ def test_the_newest_are_kept_and_files_of_others_stay(box: SmallBox) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([*others, old[2], Path(data["file"]).name])
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_clock_that_went_ahead_costs_no_new_backup(keep: int, box: SmallBox) -> None:
+    folder = box.folder / "backups"
+    folder.mkdir()
+    ahead = [f"ownstack-small-box-2099010{day}T000000Z.tar" for day in (1, 2)]
+    for name in ahead:
+        (folder / name).write_text("x")
+    new = Path(made(box, keep=keep)["file"]).name
+    assert sorted(path.name for path in folder.iterdir()) == [new, *ahead[len(ahead) + 1 - keep :]]
+
+
 def test_another_box_of_the_same_name_keeps_its_backups(box: SmallBox) -> None:
     folder, stamp = box.folder / "backups", "20260101T000000Z.tar"
     folder.mkdir()
     mine = [f"ownstack-{name}-{'a' * 12}-{stamp}" for name in ("small-box", "its-earlier-name")]
     others = [
         f"ownstack-small-box-{'b' * 12}-{stamp}",
-        f"ownstack-small-box-{stamp}",
-    ]  # one of them is older than marks
-    for name in [*mine, *others]:
+        f"ownstack-small-box-{stamp}",  # older than marks
+        f"ownstack-small-box-{'b' * 12}-{stamp}.part",  # at work on it
+    ]
+    for name in [*mine, *others, f"{mine[0]}.part"]:
         (folder / name).write_text("x")
     data = made(box, keep=1, mark="a" * 12)
     assert sorted(data["removed"]) == sorted(str(folder / name) for name in mine)
@@ -277,6 +320,62 @@ def test_a_run_that_fails_leaves_nothing_and_removes_nothing(box: SmallBox, monk
     assert not (box.var / "backups.json").exists()
 
 
+FULL = """
+import subprocess, sys
+from pathlib import Path
+from ownstack.runner import backup, sealed
+from ownstack.runner.core import StepError
+from tests.fixtures.small_box import SmallBox
+folder, where, size = Path(sys.argv[1]), *sys.argv[2:]
+box = SmallBox(folder, "first")
+(box.var / "open_webui/uploads/large").write_bytes(bytes(2 << 20))
+(folder / "backups").mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder / where)], check=True)
+backup._space = lambda spec, folder: None  # it fills up later than at the first look
+try:
+    backup.make(box.make_spec(), lambda event: None)
+except StepError as error:
+    print(error.code, error.message.removeprefix(f"{folder}/"), [*(folder / "backups").iterdir()])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a file system, in a namespace of its own")
+@pytest.mark.parametrize(
+    ("where", "size"),
+    [("var/work", "8k"), ("var/work", "256k"), ("backups", "256k")],
+    ids=["copying a database", "encrypting", "writing"],
+)
+def test_of_two_disks_the_full_one_is_named(where: str, size: str, tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, "-P", "-c", FULL, str(tmp_path), where, size]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=Path(__file__).parents[2])
+    assert done.stdout == f"disk-full {where} has too little space for a backup []\n", done.stderr
+
+
+def test_it_has_its_name_only_when_it_was_looked_at(box: SmallBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: Any) -> None:
+        assert [path.suffix for path in (box.folder / "backups").iterdir()] == [".part"]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup, "contents", cut)
+    with pytest.raises(StepError) as caught:
+        made(box)
+    assert caught.value.code == "disk-full"
+    assert list((box.folder / "backups").iterdir()) == []
+
+
+def test_a_timer_whose_note_cannot_be_written_tells_why_it_failed(
+    box: SmallBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup, "write_json", full)
+    with pytest.raises(StepError) as caught:
+        backup.scheduled(box.make_spec(elsewhere=True), silent)
+    assert caught.value.code == "disk-away"
+
+
 def test_a_live_database_that_is_damaged_makes_no_backup(box: SmallBox) -> None:
     path = box.var / "open_webui/webui.db"
     data = path.read_bytes()
@@ -298,6 +397,25 @@ def test_links_in_a_service_folder_are_not_followed(box: SmallBox, tmp_path: Pat
     held = box.reader(path)
     assert not {"link", "linked", "pipe", "shadow"} & {Path(name).name for name in held.index}
     assert {"webui.db", "first-note.txt"} <= {Path(name).name for name in held.index}
+
+
+@pytest.mark.parametrize("linked", ["n8n/.n8n/database.sqlite", "n8n/.n8n/config", "n8n/.n8n"])
+def test_a_database_of_another_service_is_not_saved_as_its_own(linked: str, box: SmallBox) -> None:
+    """A link in n8n's folder to Open WebUI's database: after a restore, or in a drill, it would be n8n's to read."""
+    link, others = box.var / linked, box.var / "open_webui"
+    link.rename(box.folder / "gone")
+    link.symlink_to(others if linked.endswith(".n8n") else others / "webui.db")
+    with pytest.raises(StepError) as caught:
+        made(box)
+    assert caught.value.code == "link"
+    assert linked in caught.value.message
+    assert not list((box.folder / "backups").iterdir())
+
+
+def test_a_data_folder_may_be_a_link_itself(box: SmallBox) -> None:
+    (box.var / "n8n").rename(box.folder / "disk")
+    (box.var / "n8n").symlink_to(box.folder / "disk")
+    assert made(box)["holds"]["workflows"] == 1
 
 
 def test_two_at_once_are_refused(box: SmallBox) -> None:

@@ -35,7 +35,10 @@ def made(box: SmallBox, **more: Any) -> dict[str, Any]:
 
 @dataclass
 class Engine:
-    """A store of models as the engine lays it out, and its answers: one model was fetched, one was made here."""
+    """A store of models as the engine lays it out (0.34), and its answers.
+
+    One model was fetched by the kit, one pulled by hand, one made here of another, one of a file.
+    """
 
     url: str
     folder: Path
@@ -53,14 +56,17 @@ class Engine:
 def engine(tmp_path: Path) -> Iterator[Engine]:
     folder, digests = tmp_path / "models", {}
     (folder / "blobs").mkdir(parents=True)
-    for name in ("fetched", "mine"):
-        layers = []
+    for name in ("by-hand", "fetched", "mine", "mine-of-a-file"):
+        layers: list[dict[str, str]] = []
         for part in ("weights", "config"):
             data = f"{name} {part}".encode()
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
             (folder / "blobs" / digest.replace(":", "-")).write_bytes(data)
             layers.append({"digest": digest})
+        if name.startswith("mine"):
+            layers[0]["from"] = "fetched:1" if name == "mine" else "a" * 64
         manifest = json.dumps({"layers": layers[:1], "config": layers[1]}).encode()
+        manifest += b"\n" if name.startswith("mine") else b""
         path = folder / f"manifests/registry.ollama.ai/library/{name}/1"
         path.parent.mkdir(parents=True)
         path.write_bytes(manifest)
@@ -96,12 +102,14 @@ def test_models_are_listed_by_digest_and_those_made_here_are_in_it(
     all_of_them: bool, box: SmallBox, engine: Engine, tmp_path: Path
 ) -> None:
     data = made(box, models=engine.spec(tmp_path / "record", all_of_them))
-    about = [{"name": n, "digest": d, "size": 9, "made_here": n == "mine:1"} for n, d in engine.digests.items()]
+    digests = sorted(engine.digests.items())
+    about = [{"name": n, "digest": d, "size": 9, "made_here": n.startswith("mine")} for n, d in digests]
     assert data["models"] == about
     reader = box.reader(data["file"])
     assert reader.manifest["models"] == about, "what can be read without a key"
     held = {name.rsplit("/", 2)[1] for name in reader.index if name.startswith("models/manifests")}
-    assert held == ({"fetched", "mine"} if all_of_them else {"mine"})
+    mine = {"mine", "mine-of-a-file"}
+    assert held == ({"by-hand", "fetched", *mine} if all_of_them else mine)
     blobs = [name for name in reader.index if name.startswith("models/blobs/")]
     assert len(blobs) == 2 * len(held)
     for name in blobs:

@@ -421,6 +421,19 @@ def test_an_ollama_that_is_there_is_used_as_it_is() -> None:
     assert plan(flags=lan, state=EXISTING).engine_url == "http://192.168.1.7:11434"
 
 
+def test_models_of_an_engine_that_is_used_are_kept_where_their_owner_says_so() -> None:
+    """A larger one that was pulled there would be taken otherwise; one that is gone cannot be kept."""
+    use = {"ollama.use": "existing"}
+    first = plan(flags=use, state=EXISTING)
+    names = ("qwen3.6:27b", *EXISTING.existing_models)
+    more = EXISTING.model_copy(update={"manifest": box(first).manifest, "existing_models": names})
+    assert plan(flags=use, state=more).models[0].tag == "qwen3.6:27b"
+    assert plan(flags={**use, "models.keep": True}, state=more).models[0].tag == "qwen3:14b"
+    assert plan(flags={**use, "models.keep": True, "models.chat": "qwen3.6:27b"}, state=more).models[0].tag == names[0]
+    gone = more.model_copy(update={"existing_models": (names[0], names[2])})
+    assert plan(flags={**use, "models.keep": True}, state=gone).models[0].tag == "qwen3.6:27b"
+
+
 @pytest.mark.parametrize(
     ("state", "kind", "code"),
     [

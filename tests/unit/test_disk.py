@@ -103,4 +103,6 @@ def test_each_folder_of_a_box_is_named_once() -> None:
         "/big/models",
         "/var/lib/ownstack-backups",
         "/mnt/usb/backups",
+        "/var/lib/ownstack/restore",
+        "/var/lib/ownstack/scratch",
     } <= {row["path"] for row in rows}

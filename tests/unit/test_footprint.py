@@ -52,6 +52,25 @@ def test_a_firewall_that_cannot_be_read_is_no_empty_one(programs: str, tmp_path:
         said(footprint.FIREWALL, programs)
 
 
+KEPT = [
+    "+ files: /var/lib/ownstack d 755 root:root ", "+ files: /etc/ownstack/secrets/x f 600 root:root ",
+    "+ files: /usr/bin/zstd f 755 root:root ", "+ contents: aa  /etc/ownstack/n8n/env", "- contents: bb  /etc/passwd",
+    "+ contents: cc  /etc/passwd", "+ accounts: ownstack-n8n:x:990:", "+ groups: ownstack-n8n:x:990:",
+    "- groups: render:x:104:anna", "+ groups: render:x:104:anna,ownstack-ollama", "+ packages: zstd 1.5 ii",
+]  # fmt: skip
+LEFT = [
+    "+ files: /var/lib/ownstacks d 755 root:root ", "+ files: /etc/systemd/system/ownstack-n8n.service f 644 r:r ",
+    "- files: /etc/motd f 644 root:root ", "+ contents: dd  /etc/fstab", "+ accounts: someone:x:991:",
+    "+ groups: audio:x:29:someone", "- groups: audio:x:29:", "+ packages: nginx 1 ii",
+    "+ units: ownstack-backup.timer enabled", "+ ports: 127.0.0.1:6333", "+ firewall: t c accept", "+ crontabs: ee  x",
+]  # fmt: skip
+
+
+def test_what_a_plain_down_may_leave_is_told_from_all_else() -> None:
+    folders = ("/var/lib/ownstack", "/etc/ownstack")
+    assert footprint.beyond([*KEPT, *LEFT], folders, ["zstd"], ["/usr/bin/zstd"]) == LEFT
+
+
 def test_a_changed_crontab_is_seen(tmp_path: Path) -> None:
     spool = tmp_path / "crontabs"
     command = footprint.CRONTABS.replace("/var/spool/cron", str(spool))

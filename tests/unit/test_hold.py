@@ -19,6 +19,7 @@ from ownstack.engine.hold import Hold
 from ownstack.engine.session import Session, Target
 from ownstack.errors import OwnstackError, RunError, UnreachableError
 from ownstack.plan import Layout
+from ownstack.runner import hold as program
 from ownstack.runner import journal
 
 
@@ -137,6 +138,21 @@ def test_many_at_once_do_not_mix(session: Session, layout: Layout, monkeypatch: 
     assert [line["step"] for line in written(layout)] == ["x" * 900] * 60
 
 
+def test_a_machine_without_a_lock_is_told_as_one(session: Session, layout: Layout) -> None:
+    place = Path(f"/run/{layout.prefix}.lock" if os.getuid() == 0 else f"/run/user/{os.getuid()}/{layout.prefix}.lock")
+    place.mkdir()
+    try:
+        held = Hold(session, layout, "up")
+    finally:
+        place.rmdir()
+    assert (held.held, held.lacks) == (False, str(place))
+    held.note("begin", "Base: folders")
+    held.close()
+    there = Hold(session, layout, "up")
+    assert (there.held, there.lacks) == (True, "")
+    there.close()
+
+
 def test_the_last_step_of_a_purge_makes_nothing_anew(session: Session, layout: Layout) -> None:
     held = Hold(session, layout, "down")
     held.note("begin", "Base: remove")
@@ -184,6 +200,34 @@ def test_it_stays_bounded(session: Session, layout: Layout, monkeypatch: pytest.
     Hold(session, layout, "up").close()
     assert path.stat().st_size == 1000
     assert written(layout)[-1]["step"] == "99"
+
+
+def test_what_is_left_of_it_is_on_the_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, done = tmp_path / "journal.jsonl", list[str]()
+    path.write_text("x" * 100)
+    replace = os.replace
+
+    def placed(source: str, target: str) -> None:
+        done.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("fsync"))
+    monkeypatch.setattr(os, "replace", placed)
+    program.cut(str(path), 50, 10)
+    assert path.read_text() == "x" * 10
+    assert done == ["fsync", "replace"]
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(session: Session, layout: Layout, tmp_path: Path) -> None:
+    """Without root it lies in /tmp where there is no better place, and anybody may lay a link there."""
+    other = tmp_path / "of somebody"
+    other.write_text("kept")
+    Path(program.lock_path(layout.prefix, os.getuid())).symlink_to(other)
+    one = Hold(session, layout, "up")
+    one.close()
+    assert (one.held, other.read_text()) == (False, "kept")
 
 
 def line(event: str, step: str, run: str = "up") -> str:

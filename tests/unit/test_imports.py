@@ -276,6 +276,17 @@ def test_an_open_webui_takes_the_place_of_the_boxes_and_goes_again(box: SmallBox
     assert seen(source) == theirs
 
 
+def test_what_is_damaged_here_is_no_hindrance_to_what_takes_its_place(box: SmallBox, tmp_path: Path) -> None:
+    live = box.var / "open_webui/webui.db"
+    live.write_bytes(live.read_bytes()[:100] + b"\xff" * 4096)
+    asked = spec(box, webui(tmp_path / "volume"))
+    told = imports.stage(asked, silent)["data"]
+    assert told["here"] == {}
+    assert "cannot be counted, it may be damaged" in told["notes"][-1]
+    restore.swap(asked, silent)
+    assert imports.compare(asked, silent)["data"]["counts"]["chat"] == 2
+
+
 def test_settings_of_the_time_when_they_were_one_text_are_planned_too(box: SmallBox, tmp_path: Path) -> None:
     source = webui(tmp_path / "volume")
     held = {"rag": {"embedding_engine": "", "top_k": 3, "enable_hybrid_search": True}, "ui": {"banners": ["mine"]}}
@@ -289,6 +300,13 @@ def test_settings_of_the_time_when_they_were_one_text_are_planned_too(box: Small
     (now,) = rows(box.var / "open_webui/webui.db", "SELECT data FROM config")[0]
     wanted = {"rag": {"embedding_engine": "ollama", "top_k": 3, "enable_hybrid_search": False}}
     assert json.loads(now) == {**wanted, "ui": {"banners": ["mine"]}}
+
+
+def test_the_oldest_accounts_are_taken_too(box: SmallBox, tmp_path: Path) -> None:
+    source = webui(tmp_path / "volume")
+    with contextlib.closing(sqlite3.connect(source / "webui.db")) as made:
+        made.executescript("DROP TABLE alembic_version; ALTER TABLE user RENAME created_at TO timestamp")
+    assert imports.stage(spec(box, source), silent)["data"]["owner"] == "mara@example.org"
 
 
 def test_an_n8n_comes_with_its_key(box: SmallBox, tmp_path: Path, opens: dict[str, list[str]]) -> None:
@@ -396,6 +414,44 @@ def test_a_refusal_leaves_nothing_behind(make: Any, box: SmallBox, tmp_path: Pat
     assert seen(source) == theirs
     with pytest.raises(StepError):
         restore.swap(spec(box, source), silent)
+
+
+def test_one_that_was_killed_while_it_was_laid_ready_is_known_and_cleared_away(
+    box: SmallBox, tmp_path: Path, opens: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, asked, etc = box.content(), spec(box, flows(tmp_path / "volume")), box.secrets.parent
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(imports, "_ids", killed)
+        patched.setattr(restore, "_end", lambda spec, status: None)
+        with pytest.raises(KeyboardInterrupt):
+            imports.stage(asked, silent)
+    left = json.loads((box.var / "run/restore.json").read_text())
+    assert (left["status"], left["clean"], left["import"]) == ("staging", False, "n8n")
+    (etc / "secrets.restore-old.copying").mkdir()  # of an exchange that was killed where folders cannot be renamed
+    assert sorted(path.name for path in etc.iterdir()) == [
+        "secrets", "secrets.restore-new", "secrets.restore-old.copying",
+    ]  # fmt: skip
+    restore.revert(asked, silent)
+    assert [path.name for path in etc.iterdir()] == ["secrets"]
+    assert not (box.var / "restore").exists()
+    assert box.content() == before
+
+
+@pytest.mark.parametrize("first", "+/Aa9")
+def test_every_key_that_n8n_makes_is_taken(
+    first: str, box: SmallBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 random bytes in base64: one in 32 begins with a sign."""
+    key = first + "x" * 31
+    monkeypatch.setattr(imports_n8n, "opened", lambda *given: {"opened": ["k1"], "closed": []})
+    asked = spec(box, flows(tmp_path / "volume", key=key))
+    imports.stage(asked, silent)
+    restore.swap(asked, silent)
+    assert (box.secrets / "n8n_encryption_key").read_text().strip() == key
 
 
 def test_the_key_of_a_file_wins(box: SmallBox, tmp_path: Path, opens: dict[str, list[str]]) -> None:

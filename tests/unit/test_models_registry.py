@@ -176,6 +176,18 @@ def test_under_systemd_the_pulling_account_asks_in_a_unit(machine: Machine, monk
         machine.ask({})
 
 
+def test_an_engine_that_is_gone_keeps_nobody_from_taking_the_box_away(machine: Machine) -> None:
+    record = str(machine.folder / "models.json")
+    remember(record, "chat:1b", digest(OLD), BLOB)
+    spec = {"url": "http://127.0.0.1:1", "record": record, "keep": []}
+    for dry in (True, False):
+        done = ollama_prune.prune({**spec, "dry": dry, "farewell": True}, machine.said.append)
+        assert not done["changed"]
+        assert "were not removed" in done["data"]["said"][0]
+        with pytest.raises(StepError, match="does not answer"):  # `up --prune`
+            ollama_prune.prune({**spec, "dry": dry}, machine.said.append)
+
+
 def test_what_a_person_pulled_is_never_pruned(machine: Machine) -> None:
     machine.names = {"chat:1b": (OLD, ""), "mine:1b": (OLD, "")}
     record = str(machine.folder / "models.json")

@@ -16,7 +16,7 @@ import pytest
 
 from ownstack.cli.status import describe_maintenance
 from ownstack.kit import activate
-from ownstack.runner import n8n_maintain
+from ownstack.runner import journal, n8n_maintain
 from ownstack.runner.core import Event, StepError
 from tests.unit import machines
 
@@ -111,6 +111,9 @@ def test_where_nothing_is_to_win_n8n_is_not_stopped(database: Path, boss: Boss) 
     assert "nothing to win" in describe_maintenance(told(database))
 
 
+HELD: list[Any] = []  # open files are locks
+
+
 def running(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(sqlite3.connect(database)) as work:
         work.execute("UPDATE execution_entity SET status = 'running' WHERE id = 1")
@@ -123,7 +126,11 @@ def full(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def held(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(n8n_maintain, "holder", lambda prefix: f"`{prefix} upgrade` by anna")
+    place = database.parents[2] / "held"
+    place.write_text("`ownstack upgrade` by anna since then\n")
+    monkeypatch.setattr(journal, "lock_path", lambda prefix, uid: str(place))
+    HELD.append(place.open("a"))
+    fcntl.flock(HELD[-1], fcntl.LOCK_EX)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def held(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (running, "1 workflows were running"),
         (full, "1 MiB are free"),
-        (held, "being worked on: `ownstack-of-a-test upgrade` by anna"),
+        (held, "being worked on: `ownstack upgrade` by anna"),
     ],
 )
 def test_it_is_put_off_and_says_why(
@@ -141,6 +148,25 @@ def test_it_is_put_off_and_says_why(
     assert n8n_maintain.maintain(spec(database), silent)["data"]["did"] == "postponed"
     assert boss.asked == []
     assert word in describe_maintenance(told(database))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_meanwhile_no_run_starts_n8n(there: bool, database: Path, boss: Boss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wrote then would go with the old file."""
+    place = database.parents[2] / "held"
+    if there:
+        place.write_text("")
+    monkeypatch.setattr(journal, "lock_path", lambda prefix, uid: str(place))
+    compact, seen = n8n_maintain.compact, []
+
+    def looked(path: str) -> None:
+        seen.append(bool(journal.holder("ownstack")))
+        compact(path)
+
+    monkeypatch.setattr(n8n_maintain, "compact", looked)
+    assert n8n_maintain.maintain(spec(database), silent)["data"]["did"] == "vacuumed"
+    assert seen == [there]
+    assert journal.holder("ownstack") == ""
 
 
 def test_while_a_backup_is_made_it_waits_for_the_next_time(database: Path, boss: Boss) -> None:
@@ -161,6 +187,19 @@ def test_a_damaged_database_is_left_as_it_is_and_n8n_runs_again(database: Path, 
     assert database.read_bytes() == bytes(data)
     assert boss.asked[-1:] in ([], ["start"])
     assert [path.name for path in database.parent.iterdir()] == ["database.sqlite"]
+
+
+@pytest.mark.parametrize("linked", ["database.sqlite", "../.n8n"])
+def test_what_lies_behind_a_link_is_not_touched(linked: str, database: Path, boss: Boss) -> None:
+    """This runs as root, and the link may be n8n's own: to another service's database."""
+    link, other = database.parent / linked, database.parents[1] / "other"
+    os.rename(os.path.normpath(link), other)
+    Path(os.path.normpath(link)).symlink_to(other)
+    before = dump(database)
+    with pytest.raises(StepError) as caught:
+        n8n_maintain.maintain(spec(database), silent)
+    assert caught.value.code == "link"
+    assert (dump(database), boss.asked) == (before, [])
 
 
 def test_somebody_else_at_the_database_stops_it(database: Path, boss: Boss) -> None:

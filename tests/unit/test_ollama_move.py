@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,51 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_made(store: Path, tmp_pat
     assert caught.value.code == "store-same"
     assert not (tmp_path / "models").exists()
     assert os.listdir(foreign) == ["summer.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: asks as another account")
+def test_a_folder_that_the_engines_account_may_not_enter_is_named_before_anything_is_copied(store: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        top, account = Path(name), {"owner": "daemon", "group": "daemon"}
+        (top / "closed/below").mkdir(parents=True)
+        for path, mode in ((top, 0o755), (top / "closed", 0o700), (top / "closed/below", 0o755)):
+            path.chmod(mode)
+        for target in (top / "closed/below/models", top / "closed/models"):
+            with pytest.raises(StepError, match=rf"daemon.* may not enter {top}/closed$") as caught:
+                ollama_move.copy(spec(store, target, dry=True, **account), silent)
+            assert caught.value.code == "store-closed"
+        assert ollama_move.copy(spec(store, top / "closed/models", dry=True, bound=True, **account), silent)
+        assert ollama_move.copy(spec(store, top / "open/models", dry=True, **account), silent)
+        (top / "closed").chmod(0o711)
+        assert ollama_move.copy(spec(store, top / "closed/below/models", dry=True, **account), silent)
+
+
+@pytest.mark.parametrize("where", ["old/blobs", "new/blobs", "new/manifests/registry.ollama.ai"])
+def test_a_folder_that_is_a_link_is_not_followed(where: str, store: Path, tmp_path: Path) -> None:
+    """Both stores belong to the engine's account, and this runs as root: it would write where that account may not."""
+    outside, link = tmp_path / "outside", tmp_path / where
+    outside.mkdir()
+    if link.exists():
+        shutil.copytree(link, outside, dirs_exist_ok=True)
+        shutil.rmtree(link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    with pytest.raises(StepError) as caught:
+        ollama_move.copy(spec(store, tmp_path / "new"), silent)
+    assert caught.value.code == "store-link"
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_link_in_the_place_of_a_file_is_not_written_through(store: Path, tmp_path: Path) -> None:
+    target, outside = tmp_path / "new", tmp_path / "shadow"
+    outside.write_text("of somebody else")
+    blob = next(path for path, _ in ollama_move.files_of(str(store)) if path.startswith("blobs"))
+    (target / "blobs").mkdir(parents=True)
+    (target / f"{blob}.part").symlink_to(outside)
+    ollama_move.copy(spec(store, target), silent)
+    assert outside.read_text() == "of somebody else"
+    assert held(target) == held(store)
 
 
 def test_a_disk_that_is_too_small_is_told_beforehand(

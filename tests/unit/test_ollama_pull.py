@@ -319,3 +319,39 @@ def test_a_pull_that_is_told_to_end_lets_its_engine_write_down_what_it_has(tmp_p
     assert json.loads(note.read_text())["Completed"] == 40
     assert not born(engine), "its engine is gone too"
     assert ollama_pull.seen(json.loads(path.read_text()))["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("noted", "there", "asked", "theirs"),
+    [
+        (None, False, False, False),  # a plan's own
+        (None, True, False, True),  # `ollama pull`, before any plan wanted it
+        ({"yours": True}, True, False, True),  # `models pull`, before any plan wanted it
+        ({"yours": True}, False, False, True),
+        ({}, True, False, False),
+        ({}, True, True, True),
+    ],
+)
+def test_what_a_person_brought_stays_theirs_when_a_plan_wants_it(
+    noted: dict[str, Any] | None, there: bool, asked: bool, theirs: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The plan writes its context in and notes the model: `up --prune` would take it when a later plan does not."""
+    record = tmp_path / "models.json"
+    blob = "sha256:" + "b" * 64
+    if noted is not None:
+        record.write_text(json.dumps({"m:1": {"digest": "d", "blob": blob, **noted}}))
+    now = {"digest": "d", "size": 1, "blob": blob, "num_ctx": 0} if there else None
+    manifest = tmp_path / "models/manifests/registry.ollama.ai/library/m/1"
+    manifest.parent.mkdir(parents=True)
+    if there:
+        manifest.write_text("{}")
+    monkeypatch.setattr("ownstack.runner.ollama_api.state", lambda *_: now)
+    monkeypatch.setattr(ollama_pull, "_bring", lambda *_: {"digest": "d", "blob": blob})
+    monkeypatch.setattr(ollama_pull, "wait_ready", lambda *_: 0.0)
+    monkeypatch.setattr("ownstack.runner.ollama_api.bake", lambda *_: None)
+    spec = {"model": "m:1", "tag": "m:1", "url": "http://127.0.0.1:9", "record": str(record), "num_ctx": 4096,
+            "run_dir": str(tmp_path / "run"), "models": str(tmp_path / "models"), "check": False,
+            "yours": asked}  # fmt: skip
+    ollama_pull.pull(spec, lambda _: None)
+    assert json.loads(record.read_text())["m:1"].get("yours", False) == theirs

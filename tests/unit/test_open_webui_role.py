@@ -19,6 +19,7 @@ activate()
 from roles import open_webui  # noqa: E402
 from roles.open_webui import checks, owned, tasks  # noqa: E402
 from roles.open_webui.settings import Settings  # noqa: E402
+from tests.unit import machines  # noqa: E402
 
 ROLE = kit_root() / "roles" / "open_webui"
 CHAT = ModelChoice(use="chat", name="q", tag="qwen:8b", source="registry", context=16384)
@@ -371,3 +372,20 @@ def test_ids_are_stable_and_name_the_role() -> None:
     ]  # fmt: skip
     assert {check.role for check in found} == {"open_webui"}
     assert all(check.hint for check in found)
+
+
+@pytest.mark.parametrize("key", ["rag.embedding_engine", "rag.embedding_model"])
+def test_texts_get_no_vectors_of_a_model_that_their_owner_does_not_use(key: str) -> None:
+    plan = machines.plan()
+    part = plan.role("open_webui")
+    embedding = plan.model("embedding")
+    assert embedding is not None
+    assert open_webui.embedding(plan)["model"] == owned.tag(embedding.tag)
+    theirs = part.model_copy(update={"settings": {**part.settings, "user_owned": [key]}})
+    mine = plan.model_copy(update={"roles": tuple(theirs if one is part else one for one in plan.roles)})
+    for spec in (
+        open_webui.embedding(mine),
+        open_webui.reindex_spec(mine, "old"),
+        open_webui.vectors_spec(mine, "old"),
+    ):
+        assert spec["model"] == ""

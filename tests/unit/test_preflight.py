@@ -24,7 +24,7 @@ from ownstack.engine.session import PLACEHOLDER, Session, Target, read_result
 from ownstack.errors import ConfigError, OwnstackError, RunError, UnreachableError
 from ownstack.plan import Layout
 from ownstack.settings import load
-from tests.plan.fake import FakeSession
+from tests.plan.fake import FakeSession, bare
 from tests.unit import machines
 
 ROOT = Path(__file__).parents[2]
@@ -315,6 +315,26 @@ def test_files_are_written_whole_and_with_their_mode(tmp_path: Path) -> None:
     assert path.read_bytes() == b"\x00bytes\xff"
     assert path.stat().st_mode & 0o777 == 0o640
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_goes_to_root_over_a_connection_is_readable_to_nobody_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyinfra lays it down as the login user, by sftp's own mode, before root takes it: a database, or n8n's key."""
+    ways: list[Any] = []
+
+    def put(source: Any, path: str, remote_temp_filename: Any = None, **_: Any) -> bool:
+        ways.append(remote_temp_filename)
+        return True
+
+    with FakeSession(lambda command: ["/var/tmp/ownstack-x"] if "mktemp -d" in command else bare(command)) as session:
+        monkeypatch.setattr(session.host.connector, "put_file", put)
+        session.put(b"x", "/var/lib/ownstack/work/import.tar", "0600")
+        session.use_sudo()
+        session.put(b"x", "/var/lib/ownstack/work/import.tar", "0600")
+    assert ways == [None, "/var/tmp/ownstack-x/file"]
+    (made,) = [command for command in session.seen.commands if "mktemp -d" in command]
+    assert "umask 077" in made
+    assert "sudo" not in made
+    assert any("rm -rf /var/tmp/ownstack-x" in command for command in session.seen.without_sudo)
 
 
 def test_the_last_event_of_a_step_counts() -> None:

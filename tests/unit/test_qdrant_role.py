@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import urllib.parse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,39 @@ def test_without_its_configuration_it_does_not_start_and_would_not_be_open(machi
     else:
         (about,) = [file for file in units.unit_files(made, service) if file.path.endswith("qdrant.json")]
         assert json.loads(about.content)["requires"] == [path]
+
+
+def test_collections_of_any_name_are_counted_and_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workflows make collections too, and name them as they like."""
+    held = {"mine_my notes #1": 3, "mine_K\u00fcche & co": 4, "gone": 0, "other": 5}
+    (tmp_path / "qdrant_api_key").write_text("k")
+    seen = []
+
+    def request(method: str, url: str, body: Any = None, **_: Any) -> tuple[int, Any]:
+        assert url.isascii()
+        assert " " not in url
+        assert "#" not in url
+        path = [urllib.parse.unquote(part) for part in url.removeprefix("http://q/collections").split("/")[1:]]
+        seen.append((method, path))
+        if not path:
+            return 200, {"result": {"collections": [{"name": name} for name in held]}}
+        if path[0] == "gone":
+            return 404, {"status": {"error": "Not found"}}
+        return 200, {"result": {"count": held[path[0]]}}
+
+    monkeypatch.setattr(steps, "request", request)
+    spec = {"url": "http://q", "secrets_dir": str(tmp_path), "prefixes": ["mine"]}
+    assert steps.counts(spec, lambda event: None)["data"] == {name: n for name, n in held.items() if name != "gone"}
+    assert steps.drop(spec, lambda event: None)["data"]["collections"] == ["mine_K\u00fcche & co", "mine_my notes #1"]
+    assert ("DELETE", ["mine_my notes #1"]) in seen
+
+
+def test_a_collection_that_cannot_be_counted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qdrant_api_key").write_text("k")
+    answers = iter([(200, {"result": {"collections": [{"name": "a"}]}}), (0, "timed out")])
+    monkeypatch.setattr(steps, "request", lambda *_, **__: next(answers))
+    with pytest.raises(StepError, match="a count of a"):
+        steps.counts({"url": "http://q", "secrets_dir": str(tmp_path)}, lambda event: None)
 
 
 PROBE = {"without_key": 401, "reader_reads": 200, "reader_writes": 403, "collections": {}}

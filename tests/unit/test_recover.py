@@ -184,6 +184,15 @@ def test_it_runs_before_the_services_and_is_walled_off(tmp_path: Path) -> None:
     assert not recovery.wanted(plan(manager="supervisord"))
 
 
+@pytest.mark.parametrize("store", ["/mnt/large/models", "/home/anna/models"])
+def test_it_may_write_where_the_models_lie(store: str) -> None:
+    """The way back of Ollama puts back which models there are: on their disk."""
+    assert "large" not in recovery.files(plan())[1].content
+    content = recovery.files(plan(folders=(("ollama:models", store, True),)))[1].content
+    assert f'ReadWritePaths="-{store}"\n' in content
+    assert ("ProtectHome=false\n" in content) == store.startswith("/home/")
+
+
 SHOWN = {
     "ready": "UnitFileState=enabled\nActiveState=active\nNeedDaemonReload=no\n",
     "not enabled": "UnitFileState=disabled\nActiveState=active\nNeedDaemonReload=no\n",

@@ -357,6 +357,27 @@ def test_folders_that_cannot_be_renamed_are_copied_whole(
     assert second.content() == before
 
 
+def test_what_was_uploaded_for_a_run_that_was_cut_off_goes(second: SmallBox, file: str) -> None:
+    """Only what is used now stays; a backup, while nobody works on the box, takes that away too."""
+    work = second.var / "work"
+    mine = shutil.copy(file, work / "restore-now.tar")
+
+    def leave() -> None:
+        (work / "restore-earlier.tar.0a1b2c3d").write_text("cut off while it was uploaded")
+        (work / "import.tar").write_text("x")
+        (work / "import").mkdir()
+        (work / "import/webui.db").write_text("x")
+        (work / "qdrant.part").write_text("a download that goes on")
+
+    leave()
+    restore.stage(second.restore_spec(str(mine)), silent)
+    assert sorted(path.name for path in work.iterdir()) == ["qdrant.part", "restore-now.tar"]
+    restore.revert(second.restore_spec(str(mine)), silent)
+    leave()
+    backup.make(second.make_spec(), silent)
+    assert [path.name for path in work.iterdir()] == ["qdrant.part"]
+
+
 def test_a_wrong_key_changes_nothing(second: SmallBox, file: str) -> None:
     before = second.content()
     second.identity.write_text(identity()[0] + "\n")
@@ -471,6 +492,27 @@ def test_what_a_restore_laid_ready_goes_whenever_it_was_cut_off(
     restore.revert(spec, silent)
     assert (told(second), clean(second), room.exists()) == ("done", True, False)
     assert second.content() == after != before
+
+
+def test_what_has_filled_the_disk_while_it_was_laid_ready_goes_at_once(
+    second: SmallBox, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word that it ended needs space too: noted first, it was never noted, and the next `up` failed as well."""
+    before, spec, real = second.content(), second.restore_spec(file), core.write_json
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def noted(path: str, value: Any, mode: int = 0o644) -> None:
+        return full() if (second.var / "restore").exists() else real(path, value, mode)
+
+    monkeypatch.setattr(restore, "extract", full)
+    monkeypatch.setattr(restore, "write_json", noted)
+    with pytest.raises(OSError, match="No space"):
+        restore.stage(spec, silent)
+    assert (told(second), clean(second)) == ("reverted", True)
+    assert not (second.var / "restore").exists()
+    assert second.content() == before
 
 
 def clean(box: SmallBox) -> bool:

@@ -231,7 +231,13 @@ def test_only_services_that_read_a_lost_secret_start_anew(folder: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(errno.EROFS, "read-only"), (errno.ENOSPC, "disk-full"), (errno.EPERM, "not-permitted")]
+    ("number", "code"),
+    [
+        (errno.EROFS, "read-only"),
+        (errno.ENOSPC, "disk-full"),
+        (errno.EPERM, "not-permitted"),
+        (errno.EFBIG, "file-too-large"),
+    ],
 )
 def test_what_the_machine_refuses_is_no_fault_of_ours(
     number: int, code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

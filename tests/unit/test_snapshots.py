@@ -711,7 +711,50 @@ def test_after_a_start_of_the_machine_it_is_ended(status: str, box: Box, monkeyp
     assert snapshots.recover(box.place(), silent) == ""
 
 
+def test_without_its_copy_no_earlier_program_opens_the_newer_data(box: Box) -> None:
+    """Somebody who needed space took it away."""
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    after = box.content()
+    shutil.rmtree(box.var / "snapshots")
+    told = snapshots.recover(box.place(), silent)
+    assert f"is gone from {box.var}/snapshots/first: what is there stays" in told
+    back = snapshots.revert(box.place(), silent)["data"]
+    assert (back["reverted"], back["gone"]) == (False, f"{box.var}/snapshots/first")
+    assert box.content() == after
+    snapshots.commit(box.place(), silent)
+    assert (box.status(), box.content()) == ("done", after)
+
+
 # -- the way back later --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["silent", "damaged", "key"])
+def test_what_is_not_sound_today_can_be_gone_back_from(fault: str, box: Box) -> None:
+    """A newer version that broke its data, or does not answer, is why somebody goes back."""
+    before = box.content()
+    snapshots.take(box.spec(), silent)
+    box.changed_by_the_new_version()
+    (box.secrets / "n8n_encryption_key").write_text(KEY + "\n")
+    (box.flow / ".n8n/config").write_text(json.dumps({"encryptionKey": KEY}))
+    snapshots.commit(box.place(), silent)
+    spec = {**box.spec(identity="today"), "kind": "rollback"}
+    if fault == "silent":
+        spec["count"] = {**spec["count"], "engine": "http://127.0.0.1:9"}
+    if fault == "key":
+        (box.secrets / "n8n_encryption_key").write_text("another\n")
+    path = box.flow / ".n8n/database.sqlite"
+    if fault == "damaged":
+        path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 8192)
+    with pytest.raises(StepError):
+        snapshots.take({**spec, "kind": "upgrade"}, silent)
+    snapshots.revert(box.place(), silent)
+    snapshots.take(spec, silent)
+    snapshots.put({**box.place(), "from": "first"}, silent)
+    now = kept(box.content())
+    for name in ("var/manifest.json", "etc/n8n/env"):  # written anew by whoever goes back
+        now.pop(name), before.pop(name)
+    assert now == before
 
 
 def test_later_todays_data_stays_aside_and_both_ways_are_open(box: Box) -> None:
@@ -846,6 +889,16 @@ def test_a_copy_for_a_rehearsal_is_whole_while_it_is_written_to(box: Box) -> Non
             assert not (copy / ".n8n/database.sqlite-wal").exists()
     assert (copy / ".n8n/config").read_text() == (box.flow / ".n8n/config").read_text()
     assert (copy / ".n8n/database.sqlite").stat().st_mode == path.stat().st_mode
+
+
+def test_a_copy_for_a_rehearsal_is_of_its_own_database_alone(box: Box) -> None:
+    (item,) = box.spec()["items"]
+    link, other = box.flow / ".n8n/database.sqlite", box.folder / "other.sqlite"
+    link.rename(other)
+    link.symlink_to(other)
+    with pytest.raises(StepError) as caught:
+        snapshots_rehearsal.copy_live(item, str(box.folder / "rehearsal/n8n"))
+    assert caught.value.code == "link"
 
 
 def test_a_copy_for_a_rehearsal_bears_a_file_that_goes_meanwhile(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ownstack.cli.reprovision import quality_of
-from ownstack.errors import ConfigError, DetectionError
+from ownstack.errors import ConfigError, DetectionError, UnsupportedError
 from ownstack.hardware.change import describe_change
 from ownstack.hardware.whatif import with_cards
 from ownstack.plan import VECTORS, Plan
@@ -86,6 +87,37 @@ def test_models_are_kept_where_their_owner_says_so() -> None:
     assert chat(plan("rtx-4090", {"models.refit": True}, state=box(kept))) == chat(plan("rtx-4090"))
 
 
+def test_a_newer_catalogue_or_other_profiles_are_told_and_move_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stands = box(plan("rtx-4090"))
+    same = plan("rtx-4090", state=stands)
+    assert not [text for text in same.warnings if "--refit" in text]
+    today = machines.data()
+    later = replace(today, fit=replace(today.fit, digest="another"))
+    monkeypatch.setattr(machines, "data", lambda: later)
+    told = plan("rtx-4090", state=stands)
+    assert [text for text in told.warnings if "machine classes" in text and "--refit" in text]
+    assert (told.models, told.model_data) == (same.models, same.model_data)
+    again = plan("rtx-4090", {"models.refit": True}, state=stands)
+    assert again.model_data == "another"
+    assert not [text for text in plan("rtx-4090", state=box(again)).warnings if "--refit" in text]
+
+
+def test_the_small_models_that_came_with_the_kit_are_kept_too_when_the_registry_is_back() -> None:
+    away = plan("rtx-4090", answers=sources(models="no route"))
+    assert away.model("chat") is not None
+    assert away.deferred_model is not None
+    assert chat(plan("rtx-4090", state=box(away))) == away.deferred_model.tag
+    assert plan("rtx-4090", {"models.keep": True}, state=box(away)).models == away.models
+
+
+def test_what_is_kept_and_fits_no_longer_is_named_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"the models that are kept do not fit: .*qwen3.6:27b") as caught:
+        plan("gtx-1060", {"models.keep": True}, state=box(plan("rtx-4090")))
+    assert caught.value.code == "kept-too-large"
+    assert "--keep-models" in caught.value.hint
+    assert chat(plan("gtx-1060", state=box(plan("rtx-4090")))) != "qwen3.6:27b"
+
+
 def test_a_pinned_model_is_taken_and_told() -> None:
     old = plan("rtx-4090")
     pinned = plan("rtx-4090", {"models.chat": chat(plan("rtx-4070"))}, state=box(old))
@@ -145,8 +177,10 @@ def test_what_if_there_were_another_card() -> None:
     assert plan(two).engine == "cuda"
     assert len(two.gpus) == 2
     assert plan(with_cards(machines.report("rtx-4090"), None)).engine == "cpu"
-    broken = with_cards(machines.report("driver-mismatch"), cards.find("RTX 5090"))
-    assert broken.fatal == (), "the card that is there is the one to be replaced"
+    for machine in ("driver-mismatch", "amd-nomodeset", "arc-unknown-size", "rx-6700-xt", "wsl2-no-library"):
+        assert machines.report(machine).fatal
+        broken = with_cards(machines.report(machine), cards.find("RTX 5090"))
+        assert broken.fatal == (), "the card that is there is the one to be replaced"
     with pytest.raises(ConfigError, match="part of a machine"):
         with_cards(machines.report("bare-server"), next(card for card in cards.cards if card.kind == "unified"))
 

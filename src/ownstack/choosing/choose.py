@@ -77,6 +77,7 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
         retired=retired,
         models=picked.models,
         model_wishes=models.wishes_digest(settings) if "models" in roles else "",
+        model_data=picked.data,
         deferred_model=picked.deferred,
         vectors=prefix_for(
             (state.manifest or {})["plan"] if state.stands else None,

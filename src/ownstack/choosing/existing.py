@@ -72,6 +72,9 @@ def _choose(
     there = [short(name) for name in state.existing_models]
     if pin and short(pin) in there:
         return _known(pin, use, report, data, "you named it", _context(settings, use))
+    kept = _recorded(use, state) if models.keep and not pin else ""
+    if kept and short(kept) in there:
+        return _known(kept, use, report, data, "it is kept", _context(settings, use))
     suited = [name for name in there if use in _capabilities(name, data)]
     if suited and not pin:
         ranks = data.fit.ranks.get("chat", {})
@@ -86,6 +89,12 @@ def _choose(
             code="existing-lacks-model",
         )
     return _added(use, pin, report, data)
+
+
+def _recorded(use: ModelUse, state: BoxState) -> str:
+    """The model that the box uses so far; empty where it has none."""
+    models = (state.manifest or {})["plan"]["models"] if state.stands else []
+    return next((str(model["tag"]) for model in models if model["use"] == use), "")
 
 
 def _capabilities(name: str, data: Data) -> frozenset[str]:

@@ -22,6 +22,7 @@ class Picked:
     artifacts: frozenset[str] = frozenset()
     engine_url: str = ""
     engine_existing: bool = False
+    data: str = ""
     deferred: ModelChoice | None = None
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -30,27 +30,55 @@ def select(
 ) -> Picked:
     if existing:
         return select_existing(report, settings, data, sources, state, url)
+    today = data.fit.digest
     anew = settings.role("models").refit
     kept = None if anew else _recorded(report, settings, state, engine, url, existing)
-    if kept is not None and not (kept.deferred is not None and not sources.models):
-        return kept
+    better = kept is not None and kept.deferred is not None and not sources.models
+    if kept is not None and (settings.role("models").keep or not better):
+        return _told(kept, today)
     wanted = wishes(settings)
     bootstrap = _bootstrap(report, data, settings)
-    if settings.role("models").keep:
-        wanted = dataclasses.replace(wanted, pins={**_pins_of(state), **wanted.pins})
-    chosen = choose_models(report, wanted, data.fit)
+    held_on = _pins_of(state) if settings.role("models").keep else {}
+    wanted = dataclasses.replace(wanted, pins={**held_on, **wanted.pins})
+    try:
+        chosen = choose_models(report, wanted, data.fit)
+    except UnsupportedError as error:
+        if held_on:
+            raise _kept_too_large(error) from error
+        raise
     if sources.models:
         held = _held(report, wanted, data, state)
         if held is None:
-            return _without_registry(chosen, bootstrap, sources, engine, url, existing)
-        return _waiting(chosen, held, bootstrap, sources, engine, url)
+            made = _without_registry(chosen, bootstrap, sources, engine, url, existing)
+        else:
+            made = _waiting(chosen, held, bootstrap, sources, engine, url)
+        return dataclasses.replace(made, data=today)
     first = tuple(m for m in bootstrap if m.use == "bootstrap")
     tasks = (chosen.task,) if chosen.task is not None else ()
     return Picked(
         profile=chosen.profile, engine=engine, models=(*first, *chosen.models, *tasks),
-        artifacts=frozenset(m.artifact for m in first), engine_url=url, engine_existing=existing,
+        artifacts=frozenset(m.artifact for m in first), engine_url=url, engine_existing=existing, data=today,
         reasons=chosen.reasons, warnings=chosen.warnings,
     )  # fmt: skip
+
+
+def _kept_too_large(error: UnsupportedError) -> UnsupportedError:
+    return UnsupportedError(
+        f"the models that are kept do not fit: {error.message}",
+        hint="without `--keep-models` and `[models] keep` the best that fits is chosen; or close programs",
+        code="kept-too-large",
+    )
+
+
+def _told(kept: Picked, today: str) -> Picked:
+    """The recorded models, and a word where what they were chosen from is another by now: they stay all the same."""
+    if kept.data in ("", today):
+        return kept
+    newer = (
+        "the catalogue of models, the cards or the machine classes are other ones than when the models were chosen: "
+        "`ownstack plan --refit` shows what they make of this machine"
+    )
+    return dataclasses.replace(kept, warnings=(*kept.warnings, newer))
 
 
 def _pins_of(state: BoxState) -> dict[str, str]:
@@ -169,6 +197,7 @@ def _recorded(
     return Picked(
         profile=old["profile"], engine=engine, models=models,
         artifacts=frozenset(m.artifact for m in models if m.artifact), engine_url=url, engine_existing=existing,
+        data=old.get("model_data", ""),
         deferred=None if deferred is None else ModelChoice.model_validate(deferred),
         reasons=("hardware and settings are the same as when the models were chosen: they stay",),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,16 @@ import click
 
 from ..errors import ConfigError, RunError
 from .backup_key import key_options, new_passphrase, on_target, read_passphrase
-from .output import emit_json, note, say, size
+from .output import UsageError, emit_json, note, say, size
 from .progress import Progress
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
     from ..plan import Plan
+
+
+# also of a disk that is not mounted, whose folder was made in its place
+SAME_DISK = "it lies on the same disk as the box, and is lost with it: `--to` names a folder on another one"
 
 
 def make_ready(site: Site, plan: Plan) -> None:
@@ -51,6 +56,24 @@ def absolute(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
+def destination(plan: Plan, to: str) -> str:
+    """The folder for backups. Raises ConfigError for one that goes with the box, or would be a part of its backups."""
+    from ..engine import backups
+
+    if not to:
+        return backups.folder(plan)
+    path = os.path.normpath(f"/{absolute(to).strip('/')}")
+    layout = plan.layout
+    inside = next((top for top in (layout.var, layout.etc, layout.opt) if f"{path}/".startswith(f"{top}/")), "")
+    if inside:
+        raise ConfigError(
+            f"{path} lies in the box's own {inside}: `ownstack down --purge` takes it away",
+            hint=f"name a folder on another disk; without `--to` it is {backups.folder(plan)}, which stays",
+            code="backup-inside",
+        )
+    return path
+
+
 def make(
     site: Site, to: str, keep: int, with_models: bool, word: str, recipients: tuple[str, ...], drill: bool
 ) -> dict[str, Any]:
@@ -58,8 +81,8 @@ def make(
     from ..engine import backups
 
     plan = site.recorded_plan()
+    target = destination(plan, to)
     make_ready(site, plan)
-    target = absolute(to) if to else backups.folder(plan)
     with on_target(site.session, word) as key:
         keys = {**key, "recipients": list(recipients), "once": bool(key)}
         settings = backups.chosen_settings(site.settings)
@@ -87,10 +110,10 @@ def schedule(
             hint="let a scheduler of your own run `ownstack backup --to FOLDER --recipient age1...`",
             code="no-timer",
         )
+    target = destination(old, to)
     make_ready(site, old)
     wanted = None
     if every != "never":
-        target = absolute(to) if to else backups.folder(old)
         with on_target(site.session, word) as key:
             keys = backups.key_spec(old, recipients=list(recipients), **key)
             told_place = {**backups.common(old), **keys, "to": target, "secret": backups.PASSPHRASE}
@@ -101,7 +124,10 @@ def schedule(
         )  # fmt: skip
     plan = old.model_copy(update={"backup": wanted})
     execute(site.session, deploy.schedule, lambda event: None, plan=plan, old=old)
-    return {"every": every, "to": wanted.to if wanted else "", "keep": keep, "drill": bool(wanted and wanted.drill)}
+    return {
+        "every": every, "to": wanted.to if wanted else "", "keep": keep, "drill": bool(wanted and wanted.drill),
+        "same_disk": bool(wanted and not wanted.elsewhere),
+    }  # fmt: skip
 
 
 def look(site: Site, file: str, word: str, identity: Path | None, drill: bool) -> dict[str, Any]:
@@ -152,6 +178,11 @@ def backup(
     from .upgrade_run import end_first
 
     settings = read_settings(config_file, sets, host=host)
+    if verify_file and (every or to or recipients or with_models):
+        raise UsageError(
+            "--verify looks at a backup that is there: --every, --to, --recipient and --with-models make one",
+            hint="leave out one or the other",
+        )
     if verify_file:
         word = read_passphrase(passphrase_file) if passphrase_file is not None else ""
         if drill and not word and identity is None:
@@ -160,9 +191,10 @@ def backup(
                 hint="name the passphrase (`--passphrase-file FILE`) or the age identity (`--identity FILE`)",
                 code="no-passphrase",
             )
+        named = str(Path(verify_file).resolve()) if settings.base.host == "local" else verify_file
         with open_site(settings, sudo_password_file) as site, Progress(quiet=as_json) as progress:
             site.session.on_event = progress
-            data = look(site, verify_file, word, identity, drill)
+            data = look(site, named, word, identity, drill)
         return _say_look(data, as_json)
     word = "" if every == "never" else new_passphrase(passphrase_file, recipients, as_json)
     if every is not None:
@@ -184,6 +216,8 @@ def backup(
         note(f"without the list of models: {data['without_models']}")
     for path in data["removed"]:
         note(f"removed: {path}")
+    if data.get("same_disk"):
+        note(SAME_DISK)
     say("The passphrase or identity is needed to restore it: keep it where the box is not.")
     return 0
 
@@ -195,6 +229,8 @@ def _say_schedule(data: dict[str, Any], as_json: bool) -> int:
         say("The box makes no more backups by itself. Those that are there stay.")
     else:
         say(f"A backup every {data['every']} at three in the night, in {data['to']}; the newest {data['keep']} stay.")
+        if data["same_disk"]:
+            note(SAME_DISK)
         if data["drill"]:
             say("Once a week the newest is tried in second instances of the services.")
         say("`ownstack status` says when the last one was made, and why one failed.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,12 @@ def put(path: Path, text: str, check: Callable[[Path], object] = lambda new: Non
     path.parent.mkdir(parents=True, exist_ok=True)
     real = path.resolve()  # a link to the file stays one
     new = Path(f"{real}.new")
-    new.write_text(text, encoding="utf-8")
+    with new.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(
+            stream.fileno()
+        )  # after a power cut an empty file would mean defaults: models back in their old folder
     try:
         check(new)
         if real.exists():

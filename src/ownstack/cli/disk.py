@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..errors import RunError
 from ..plan import Plan
 from .output import emit_json, say, size
-from .site import open_site, read_settings, target_options
+from .site import Site, open_site, read_settings, target_options
 
 SNAPSHOTS = "snapshots"
 
@@ -29,14 +30,14 @@ def disk(
     with open_site(settings, sudo_password_file) as site:
         plan = site.recorded_plan()
         used = site.session.step("box.disk", {"folders": folders(plan)})
-        there = site.session.step("ollama.list", {"url": plan.engine_url})["models"] if plan.has("models") else []
+        there, silent = models_there(site, plan)
     planned = {model.tag.removesuffix(":latest"): model.use for model in plan.models}
     models = [
         {"name": one["name"], "bytes": one["size"], "use": planned.get(one["name"].removesuffix(":latest"), "yours")}
         for one in there
     ]
     if as_json:
-        emit_json("disk", {**used, "models": models})
+        emit_json("disk", {**used, "models": models, "without_models": silent})
         return 0
     for kind in ("programs", "data", "configuration", "yours"):
         show(kind, [row for row in used["folders"] if row["kind"] == kind])
@@ -44,11 +45,23 @@ def disk(
         say("the models one by one (parts that several share are counted with each)")
         for one in sorted(models, key=lambda one: -one["bytes"]):
             say(f"  {one['name']:<34} {size(one['bytes']):>10}  {one['use']}")
+    if silent:
+        say(f"the models one by one are not told: {silent}")
     if any(row["name"] == SNAPSHOTS and row["bytes"] for row in used["folders"]):
         say("snapshots are the way back from upgrades; `ownstack rollback --discard` removes them")
     for one in used["disks"]:
         say(f"free on {one['mount']}: {size(one['free'])} of {size(one['total'])}")
     return 0
+
+
+def models_there(site: Site, plan: Plan) -> tuple[list[dict[str, Any]], str]:
+    """The models, and why they are not told: an engine may be down just because its disk is full."""
+    if not plan.has("models"):
+        return [], ""
+    try:
+        return site.session.step("ollama.list", {"url": plan.engine_url})["models"], ""
+    except RunError as error:
+        return [], error.message
 
 
 def folders(plan: Plan) -> list[dict[str, str]]:
@@ -63,7 +76,8 @@ def folders(plan: Plan) -> list[dict[str, str]]:
         if role.name != "base":
             found.append({"name": role.name, "path": layout.data(role.name), "kind": "data"})
     found.append({"name": SNAPSHOTS, "path": layout.data("snapshots"), "kind": "data"})
-    found.append({"name": "working files", "path": layout.data("work"), "kind": "data"})
+    for name, part in (("working files", "work"), ("of a restore", "restore"), ("second instances", "scratch")):
+        found.append({"name": name, "path": layout.data(part), "kind": "data"})
     for path in (backups.folder(plan), *((plan.backup.to,) if plan.backup else ())):
         found.append({"name": "backups", "path": path, "kind": "data"})
     found.append({"name": "configuration", "path": layout.etc, "kind": "configuration"})

@@ -21,7 +21,14 @@ def what_goes(
     plan: Plan, purge: bool, packages: list[str], pulled: list[str] | None = None, aside: list[str] | None = None
 ) -> tuple[list[str], list[str]]:
     """What is removed and what stays, in words."""
+    from ..kit import activate
+
+    activate()
+    from roles.ollama import models_dir
+
     layout = plan.layout
+    away = models_dir(plan) if plan.has("ollama") else ""
+    moved = [f"models in {away}: the folder is yours"] if away and not away.startswith(f"{layout.var}/") else []
     goes = [f"services and units {layout.prefix}-*", f"programs in {layout.opt}"]
     kept = [f"data and models in {layout.var}", f"configuration and secrets in {layout.etc}"]
     if aside:
@@ -35,8 +42,8 @@ def what_goes(
     if packages:
         kept.append(f"system packages that were added: {', '.join(packages)}")
     if not purge:
-        return goes, kept
-    stays = [f"backups in {layout.var}-backups, where there are any"]
+        return goes, [*kept, *moved]
+    stays = [*moved, f"backups in {layout.var}-backups, where there are any"]
     if plan.engine_existing:
         stays.append("the Ollama that was there, and its models")
     return goes + kept, stays
@@ -98,6 +105,12 @@ def down(
     if as_json:
         emit_json("down", {"removed": goes, "kept": stays, "changed": result.changed})
     else:
-        left = "nothing of the box is left but backups" if purge else "`ownstack up` puts the programs back"
+        for line in (line for operation in result.operations for line in operation.said):
+            note(line)
+        left = (
+            "nothing of the box is left but what stays, as named above"
+            if purge
+            else "`ownstack up` puts the programs back"
+        )
         say(f"Removed: {left}.")
     return 0

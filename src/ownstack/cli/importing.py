@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from ..errors import ConfigError, OwnstackError, RunError, UnreachableError, way_back
 from .backup import told
 from .output import confirm, emit_json, note, say
 from .progress import Progress
@@ -82,6 +82,8 @@ class Importing:
             raise self.take_back(error) from error
         except KeyboardInterrupt as error:
             raise self.take_back(RunError("it was interrupted")) from error
+        except Exception as error:  # a fault of ours leaves no box with half of an import
+            raise self.take_back(RunError(f"a fault of ownstack ({type(error).__name__}: {error})")) from error
         self.step("restore.finish")
         if self.kind == "open_webui":
             self.site.session.step("qdrant.drop", imports.drop_spec(self.plan, self.old.vectors))
@@ -144,6 +146,7 @@ class Importing:
             values["old_vectors"] = sorted({*manifest.get("old_vectors", ()), self.old.vectors})
         execute(self.site.session, remember, self.listen, plan=self.plan, values=values)
 
+    @way_back
     def take_back(self, why: OwnstackError) -> RunError:
         """Put back what was there; the error that says why."""
         from ..engine import imports
@@ -177,6 +180,12 @@ def located(site: Site, plan: Plan, path: str) -> Iterator[str]:
             made = pack(whole, work)
         except StepError as error:
             raise RunError(error.message, hint=error.hint, code=error.code) from error
+        except OSError as error:
+            raise RunError(
+                f"{whole} cannot be copied on its way to the box: {error}",
+                hint=f"it goes through {tempfile.gettempdir()} of this machine: set TMPDIR to a larger folder",
+                code="import-copy",
+            ) from error
         site.session.put(Path(made), f"{folder}.tar", "0600")
     try:
         site.session.step("imports.received", {"file": f"{folder}.tar", "folder": folder})

@@ -107,8 +107,10 @@ def move(
             site.session.step("ollama.move", spec)
     file = switch(config_file, sets, host, sudo_password_file, old, path)
     with open_site(read_settings(config_file, sets, host=host), sudo_password_file, doing="models move") as site:
-        site.session.step("ollama.move", spec)  # what came while the first copy was made
-        freed = site.session.step("ollama.move_drop", spec)
+        # what came while the first copy was made; the new store serves by now, and what is newer in it stays
+        later = {**spec, "later": True}
+        site.session.step("ollama.move", later)
+        freed = site.session.step("ollama.move_drop", later)
         left(site, old, None)
     if as_json:
         emit_json("models-move", {**spec, "moved": found["held"], "freed": freed["bytes"], "settings": str(file)})
@@ -155,6 +157,7 @@ def move_spec(plan: Plan, path: str, before: str = "") -> dict[str, Any]:
         "owner": account,
         "group": account,
         "run_dir": units.run_dir(plan),
+        "bound": path.startswith(units.HOMES),
     }
 
 
@@ -222,8 +225,9 @@ def _apply(site: Site, plan: Plan, old: Plan) -> None:
     execute(site.session, apply, lambda event: None, plan=old)
     if before != models_dir(plan):
         left(site, old, None)
+    copied = f"; what was copied lies in {models_dir(plan)}" if before != models_dir(plan) else ""
     raise RunError(
         f"the models were not moved: {why}",
-        hint=f"the box serves from {before}, as before, and nothing was deleted",
+        hint=f"the box serves from {before}, as before, and nothing was deleted{copied}",
         code="move-reverted",
     )

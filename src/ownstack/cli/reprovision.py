@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import OwnstackError, RunError, UnreachableError, way_back
 from .output import note, size
 from .progress import silent
 
@@ -56,6 +56,7 @@ class Transaction:
     old: Plan
     plan: Plan
     change: Transition
+    carried: bool = False  # whether documents have their new vectors before the switch
 
     def bring(self, listen: Listen) -> None:
         """Pull and check the new models; the box goes on with the old ones. Nothing is switched if that fails."""
@@ -67,19 +68,46 @@ class Transaction:
 
         session = self.site.session
         if self.change.fetch:
-            # with other parts the engine of today may not be able to load them: `verify` has the first chat then
-            execute(session, bring, listen, plan=self.plan, old=self.old, check=self.change.engine is None)
+            execute(session, bring, listen, plan=self.plan, old=self.old)
             session.on_event = listen
             self._there(self._wait(self.plan, [model.tag for model in self.change.fetch]))
+        # a run that was cut off has asked, and may have switched
+        if not (self.site.state.manifest or {}).get("previous_plan"):
+            # with other parts the engine of today may not be able to load them: `verify` has the first chat then
+            if self.change.engine is None:
+                self._answer()
+            if self.change.reindex:
+                self.carried = self._carry(listen)
         execute(session, remember, listen, plan=self.plan, values={"previous_plan": kept(self.old)})
 
+    def _carry(self, listen: Listen) -> bool:
+        """Give documents their new vectors, in collections that nobody searches yet. Whether that was done.
+
+        Where the model or Qdrant cannot be asked before the switch, documents are indexed after it.
+        """
+        from ..engine import units
+        from ..engine.apply import execute
+        from ..kit import activate
+        from . import indexing
+
+        activate()
+        from deploy import remember, runner
+
+        session = self.site.session
+        execute(session, runner, listen, plan=self.plan)
+        # on record first: what a run that is cut off leaves behind is for `--prune`
+        execute(session, remember, listen, plan=self.plan, values={"old_vectors": self._unused(self.old)})
+        session.layout_runner = units.runner_python(self.plan)
+        session.on_event = listen
+        return indexing.carry(session.step, self.plan, self.old.vectors)
+
     def settle(self) -> None:
-        """After the switch: what still goes on by itself ends, and documents are indexed anew where they must be."""
+        """After the switch: what still goes on by itself ends, and what came since is indexed too."""
         self._wait(self.plan)
         if self.change.reindex:
-            from roles.open_webui import reindex_spec
+            from . import indexing
 
-            self.site.session.step("open_webui.reindex", reindex_spec(self.plan, self.old.vectors))
+            indexing.rest(self.site.session.step, self.plan, self.old.vectors, self.carried)
 
     def _wait(self, plan: Plan, tags: list[str] | None = None) -> dict[str, dict[str, str]]:
         """Until no pull of a plan's models goes on; the errors of those that did not end well."""
@@ -112,6 +140,27 @@ class Transaction:
                     code=error.get("code") or "not-fetched",
                 )
 
+    def _answer(self) -> None:
+        """Raises RunError when a new model does not answer: nothing was switched yet.
+
+        Asked here and not by the pull, which has nothing to do when a later run finds the model there.
+        """
+        had = {model.tag for model in self.old.models}
+        for model in {m.tag: m for m in self.plan.models if m.source == "registry" and m.tag not in had}.values():
+            name = "ollama.embed_check" if model.use == "embedding" else "ollama.chat_check"
+            try:
+                said = self.site.session.step(name, {"url": self.plan.engine_url, "model": model.tag, "timeout": 1800})
+                why, hint = "it gives no answer", "`ownstack logs ollama` shows why"
+                right = said["dimension"] if model.use == "embedding" else said["answered"]
+            except RunError as error:
+                why, hint, right = error.message, error.hint, False
+            if not right:
+                raise RunError(
+                    f"{model.tag} is there and cannot be used: {why}; the box goes on as before",
+                    hint=f"{hint}; `ownstack up --keep-models` stays with the present models",
+                    code="model-silent",
+                )
+
     def end(self, report: VerifyReport) -> None:
         """Keep the change, or take it back. Raises RunError with the reason when it was taken back."""
         why = wrong(report)
@@ -129,6 +178,7 @@ class Transaction:
         known = {*held, self.old.vectors, self.plan.vectors, self.site.recorded_plan().vectors}
         return sorted(known - {kept.vectors}) or None
 
+    @way_back
     def put_back(self, why: str) -> RunError:
         """Carry the earlier plan out again; the error that says why."""
         from ..engine.apply import execute
@@ -220,8 +270,13 @@ def wrong(report: VerifyReport) -> str:
 
 
 def settled(report: VerifyReport) -> bool:
-    """Whether what is left of earlier plans may go. An edited file, say, is no reason to keep models for ever."""
-    return all(r.outcome.status in ("ok", "skipped") for r in report.results if r.check.role in CONCERNED)
+    """Whether what is left of earlier plans may go: not where nothing was looked at.
+
+    An edited file, say, is no reason to keep models for ever.
+    """
+    return bool(report.results) and all(
+        r.outcome.status in ("ok", "skipped") for r in report.results if r.check.role in CONCERNED
+    )
 
 
 def keep_tags(site: Site, plan: Plan) -> list[str]:

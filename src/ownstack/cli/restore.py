@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, OwnstackError, RunError, UnreachableError
+from ..errors import ConfigError, OwnstackError, RunError, UnreachableError, way_back
 from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
 from .progress import Progress
+from .restore_bare import described, looking, made, named, nowhere, planned, settings_in, stands
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
     from ..engine.apply import Listen
     from ..plan import Plan
-    from ..settings import Settings
     from ..verify.runner import CheckResult, VerifyReport
 
 PENDING = ("swapping", "swapped")
@@ -68,6 +67,8 @@ class Restoring:
             raise self.take_back(error.message) from error
         except KeyboardInterrupt as error:
             raise self.take_back("it was interrupted") from error
+        except Exception as error:  # a fault of ours leaves no box with half of a backup
+            raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
         self.step("restore.finish")
         return {"models": models, "verify": report}
 
@@ -90,9 +91,9 @@ class Restoring:
             models = self.step("restore.models", url=plan.engine_url, folder=backups.store(plan))["models"]
         execute(self.site.session, apply, self.listen, plan=plan)
         if "open_webui" in self.about["services"] and plan.vectors != self.about["box"]["vectors"]:
-            from roles.open_webui import reindex_spec
+            from . import indexing
 
-            self.site.session.step("open_webui.reindex", reindex_spec(plan, self.about["box"]["vectors"]))
+            indexing.anew(self.site.session.step, plan, self.about["box"]["vectors"])
         return models
 
     def _verified(self) -> VerifyReport:
@@ -105,6 +106,7 @@ class Restoring:
             raise RunError(why)
         return report
 
+    @way_back
     def take_back(self, why: str) -> RunError:
         """Put back what was there; the error that says why."""
         from .upgrade_run import aside
@@ -122,8 +124,8 @@ def said(result: CheckResult) -> None:
     """A check of a restore says nothing by itself."""
 
 
-def fill(site: Site, plan: Plan) -> None:
-    """Configuration with the secrets that are there now."""
+def fill(site: Site, plan: Plan, exchanged: bool = True) -> None:
+    """Configuration with the secrets that are there now; `exchanged`: others than those it was written with."""
     from ..engine.role_tasks import secret_spec
     from ..kit import activate
 
@@ -131,9 +133,10 @@ def fill(site: Site, plan: Plan) -> None:
     from roles import roles_of
 
     files = [file for role in roles_of(plan) for file in role.files(plan) if file.secret]
-    # one that somebody edited holds the replaced keys: it stays beside, as `.ownstack-old`
-    told = {"record": plan.layout.written, "paths": [file.path for file in files]}
-    site.session.step("files.give_up", told)
+    if exchanged:  # one that somebody edited holds the replaced keys: it stays beside, as `.ownstack-old`
+        about = {"record": plan.layout.written, "paths": [file.path for file in files]}
+        for path in site.session.step("files.give_up", about).get("paths", ()):
+            note(f"{path} was edited by hand, and held replaced keys: yours lies beside, as {path}.ownstack-old")
     site.session.step("secrets.fill", secret_spec(plan, files))
 
 
@@ -150,14 +153,14 @@ def start(site: Site, plan: Plan, name: str) -> None:
 
 
 def again(site: Site, plan: Plan, listen: Listen) -> None:
-    """The box as its plan says, with the secrets that are there."""
+    """The box as its plan says, after its secrets and the files that hold them were put back as they were together."""
     from ..engine.apply import execute
     from ..kit import activate
 
     activate()
     from deploy import apply
 
-    fill(site, plan)
+    fill(site, plan, exchanged=False)
     execute(site.session, apply, listen, plan=plan)
 
 
@@ -174,9 +177,10 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     plan = site.recorded_plan()
     bring_runner(site, plan)
     site.session.on_event = listen
+    what = "an import" if work.get("import") else "a restore"
     if not pending:
         site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
-        note("a restore was cut off: what it had laid ready or aside is gone")
+        note(f"{what} was cut off: what it had laid ready or aside is gone")
         return False
     back = site.session.step("restore.revert", backups.restore_spec(plan, "", {}))
     site.state = read_state(site.session, plan.layout)
@@ -184,7 +188,6 @@ def take_back(site: Site, listen: Callable[[dict[str, Any]], None]) -> bool:
     again(site, now, listen)
     if now.vectors != plan.vectors and now.has("qdrant"):  # of an import: what was indexed until then
         let_go(site, now, plan.vectors, back, listen)
-    what = "an import" if work.get("import") else "a restore"
     note(f"{what} was cut off: the box is as it was before it{aside(back)}")
     return True
 
@@ -230,68 +233,6 @@ def clear_second(site: Site) -> None:
             note(f"{words} was cut off: what it left is gone; the box itself is as it was")
 
 
-def readable(path: str) -> dict[str, Any]:
-    """The settings in a backup that can be read from here, for a machine on which nothing stands yet."""
-    from ..runner.backup import find
-    from ..runner.backup_file import opened
-    from ..runner.core import StepError
-
-    try:
-        file = find({"path": path}, lambda event: None)["data"]["file"]
-        with opened(file) as held:
-            return dict(held.manifest.get("settings", {}))
-    except (OSError, StepError):
-        return {}
-
-
-def settings_for(path: str, config_file: str | None, sets: tuple[str, ...], **flags: Any) -> Settings:
-    """Settings for a box that is made for a backup: those in the backup, and over them those given here."""
-    return read_settings(config_file, sets, below=readable(path), **flags)
-
-
-def stands(site: Site) -> bool:
-    """Whether programs are there, not only data that an earlier box left."""
-    return site.state.stands and bool(site.state.services) and site.state.installed
-
-
-def made(site: Site, listen: Listen) -> Plan:
-    """A box on a bare machine, fitted to its hardware."""
-    from ..engine.apply import execute
-    from ..engine.preflight import read_state
-    from ..kit import activate
-
-    plan = site.plan()
-    activate()
-    from deploy import apply
-
-    execute(site.session, apply, listen, plan=plan)
-    site.state = read_state(site.session, plan.layout)
-    return site.recorded_plan()
-
-
-@contextlib.contextmanager
-def looking(path: str) -> Iterator[None]:
-    """What the runner's own code, used on this machine, finds wrong with a folder, as an error of the run."""
-    from ..runner.core import StepError
-
-    try:
-        yield
-    except StepError as error:
-        raise RunError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
-
-
-def of_one_box(site: Site, path: str) -> None:
-    """Raises RunError where it is a folder with backups of several boxes: before a machine is made into one of them."""
-    from pyinfra.api.command import QuoteString, StringCommand
-
-    from ..runner.backup import newest
-
-    rc, out, _ = site.session.command(StringCommand("ls", "-1", "--", QuoteString(path)))
-    with looking(path):
-        if not newest(out.splitlines() if rc == 0 else []) and os.path.isdir(path):
-            newest(os.listdir(path))
-
-
 def located(site: Site, plan: Plan, path: str) -> str:
     """The backup on the target: there already, or uploaded from here; of a folder the box's own newest.
 
@@ -311,26 +252,33 @@ def located(site: Site, plan: Plan, path: str) -> str:
             found = f"{plan.layout.var}/work/restore-{Path(local).name}"
             site.session.put(Path(local), found, "0600")
     if not found:
-        raise ConfigError(
-            f"there is no backup at {path}, neither on {site.session.target} nor here",
-            hint="name the file, or the folder that it lies in",
-            code="no-backup",
-        )
+        raise nowhere(site, path)
     return found
+
+
+@contextlib.contextmanager
+def empty_box(new: bool) -> Iterator[None]:
+    """What fails leaves a box that was made for it: that is said."""
+    try:
+        yield
+    except OwnstackError as error:
+        if new:
+            error.hint = f"{error.hint}; the box that was made for it stands, empty: the same command goes on with it"
+        raise
 
 
 def compatible(about: dict[str, Any], plan: Plan) -> None:
     """Raises RunError where the box could not read the data."""
     from ..engine import backups
 
-    found = backups.newer(about["versions"], plan)
+    found = backups.newer(about.get("versions", {}), plan)
     if found:
         raise RunError(
             f"the backup is newer than this box: {'; '.join(found)}",
             hint="restore it with the version of ownstack that made it, or a newer one; nothing was changed",
             code="backup-newer",
         )
-    missing = [name for name in about["services"] if not plan.has(name)]
+    missing = [name for name in about.get("services", ()) if not plan.has(name)]
     if missing:
         raise RunError(
             f"the backup holds {', '.join(missing)}, which this box has not",
@@ -365,22 +313,29 @@ def restore(
     with open_site(settings, sudo_password_file, doing="restore") as site, Progress(quiet=as_json) as progress:
         upgrade_run.end_first(site, progress)
         new = not stands(site)
+        bare = new and not site.state.stands  # else there may be data of an earlier box
         if new:
-            of_one_box(site, path)
-            site.settings = settings_for(path, config_file, sets, host=host, mirror=mirror, cpu_only=cpu_only)
+            about = described(site, path)
+            held = settings_in(about, path)  # those given here win
+            site.settings = read_settings(config_file, sets, below=held, host=host, mirror=mirror, cpu_only=cpu_only)
+            if not as_json and held:
+                note(f"settings in the backup: {named(held)}")
+            plan = planned(site)
+            compatible(about, plan)
             confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
-            plan = made(site, progress)
+            plan = made(site, plan, progress)
         else:
             plan = site.recorded_plan()
-        make_ready(site, plan)
-        found = located(site, plan, path)
-        try:
-            with on_target(site.session, word, identity) as keys:
-                data = _restored(site, plan, found, dict(keys), progress, yes or new, as_json)
-        finally:
-            if found.startswith(f"{plan.layout.var}/work/") and site.session.alive:  # it was uploaded for this run
-                with contextlib.suppress(OwnstackError):
-                    site.session.step("artifacts.remove", {"paths": [found]})
+        with empty_box(new):
+            make_ready(site, plan)
+            found = located(site, plan, path)
+            try:
+                with on_target(site.session, word, identity) as keys:
+                    data = _restored(site, plan, found, dict(keys), progress, yes or bare, as_json)
+            finally:
+                if found.startswith(f"{plan.layout.var}/work/") and site.session.alive:  # it was uploaded for this run
+                    with contextlib.suppress(OwnstackError):
+                        site.session.step("artifacts.remove", {"paths": [found]})
     data["seconds"] = round(time.monotonic() - began, 1)
     if as_json:
         emit_json("restore", data)
@@ -395,6 +350,7 @@ def restore(
 
 def _key(passphrase_file: Path | None, identity: Path | None, as_json: bool) -> str:
     if identity is not None:
+        identity.read_text()  # a wrong name is told now, and not when a box was made on a new machine
         return ""
     if passphrase_file is not None:
         return read_passphrase(passphrase_file)

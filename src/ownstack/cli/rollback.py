@@ -58,14 +58,22 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
 def chosen(site: Site, plan: Plan, service: str) -> list[dict[str, Any]]:
     """The snapshots of the last upgrade, the last service first; one of them where it is named.
 
-    Raises RunError where there is none.
+    Services that were left out since have no way back. Raises RunError where there is none.
     """
     from ..upgrading import role_named
 
     wanted = role_named(plan, service) if service else ""
-    rows = [row for row in held(site, plan)["snapshots"] if not wanted or row["role"] == wanted]
+    found = [row for row in held(site, plan)["snapshots"] if not wanted or row["role"] == wanted]
+    rows = [row for row in found if plan.has(row["role"])]
     if not rows:
         what = f" of {wanted}" if wanted else ""
+        gone = ", ".join(dict.fromkeys(row["role"] for row in found))
+        if gone:
+            raise RunError(
+                f"{gone} was left out of the box since, and only of that there is a snapshot",
+                hint="put it into `roles` again and run `ownstack up`, then go back",
+                code="no-snapshot",
+            )
         raise RunError(
             f"there is no snapshot{what} to go back to",
             hint="`ownstack upgrade` takes one each time; `ownstack restore` puts a backup back",
@@ -89,7 +97,8 @@ def way_back(site: Site, plan: Plan, row: dict[str, Any], listen: Any, patience_
     moved = [before[name] for name in row["from"] if name in before]
     now = {item.name: item.version for part in plan.roles for item in part.artifacts}
     other = row["role"] != "qdrant" and "qdrant" in before and now.get("qdrant") != before["qdrant"].version
-    indexed = row["plan"].get("vectors", "") if row["role"] == "open_webui" and not other else ""
+    documents = plan.has("open_webui") and row["role"] in ("open_webui", "qdrant")
+    indexed = row["plan"].get("vectors", "") if documents and not other else ""
     leave = ("qdrant",) if other else MODELS if row["role"] == "ollama" else ()
     return Change(
         site, row["role"], plan, (with_artifacts(plan, moved),), listen, patience_s, kind="rollback", put=row["id"],
@@ -107,12 +116,19 @@ def without_runs(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def lost(site: Site, plan: Plan, row: dict[str, Any], change: Change) -> list[str]:
-    """What was made since the snapshot, in words. Of models today's have to be there afterwards."""
+    """What was made since the snapshot, in words. Of models today's have to be there afterwards.
+
+    A service that does not answer cannot be counted, and is no hindrance: it may be why somebody goes back.
+    """
     from ..engine.upgrades import count_spec
     from ..upgrading import since
 
     made = datetime.datetime.fromtimestamp(row["created"], datetime.UTC).strftime("%Y-%m-%d %H:%M:%S.000")
-    now = site.session.step("snapshots.counts", count_spec(plan, row["role"], made))
+    try:
+        now = site.session.step("snapshots.counts", count_spec(plan, row["role"], made))
+    except RunError as error:
+        change.expected = {**(change.expected or {}), "models": {}}
+        return [f"what {row['role']} holds more cannot be counted ({error.message})"]
     if "qdrant" in change.leave:
         now = {**now, "vectors": {}}
     change.expected = {**(change.expected or {}), "models": now.get("models", {})}

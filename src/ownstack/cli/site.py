@@ -33,6 +33,7 @@ SETTING_FLAGS = {
     "keep_models": "models.keep",
     "refit": "models.refit",
 }
+UNHELD = "nobody else is kept from working on this box meanwhile, and no journal is kept: {} is missing or unusable"
 PINS = ("chat", "embedding", "code", "vision")
 
 
@@ -185,6 +186,8 @@ def open_site(
         layout = settings.layout(report.host.home, uid)
         if doing:
             session.hold(layout, doing)
+            if session.held is not None and session.held.lacks:
+                note(UNHELD.format(session.held.lacks))
         state = read_state(session, layout)
         ollama = settings.role("ollama")
         if ollama.use != "own":

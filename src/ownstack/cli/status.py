@@ -65,7 +65,11 @@ def gather(site: Site) -> dict[str, Any]:
         "drifted": drifted(site, plan),
         "maintenance": maintenance(site, plan),
         "adopted": {"unit": plan.adopted.unit, "version": plan.adopted.version} if plan.adopted else None,
-        "backup": {**backup_state(site, plan), "every": plan.backup.every if plan.backup else "never"},
+        "backup": {
+            **backup_state(site, plan),
+            "every": plan.backup.every if plan.backup else "never",
+            "unit": plan.layout.unit("backup"),
+        },
         "upgrades": newer(plan, site.data),
         "snapshots": [public(row) for row in copies["snapshots"]],
         "replaced": copies["replaced"],
@@ -150,6 +154,22 @@ def describe_maintenance(data: dict[str, Any]) -> str:
     return f"n8n's database, last maintenance {when}: {data['did']}{why}"
 
 
+# after so many days without a word of one it was killed, or something keeps the timer's unit from starting
+OVERDUE_DAYS = {"day": 2, "week": 9}
+
+
+def describe_overdue(data: dict[str, Any]) -> str:
+    """One line where the timer should have made a backup and neither one nor a failure was noted; empty else."""
+    tried = max((one["time"] for one in (data.get("last"), data.get("failed")) if one), default=0)
+    days = OVERDUE_DAYS.get(data.get("every", ""), 0)
+    if not tried or not days or datetime.datetime.now().timestamp() - tried < days * 86400:
+        return ""
+    return (
+        f"nothing was heard of a backup since {day(tried)}, though one is due every {data['every']}: "
+        f"`systemctl status {data['unit']}` shows why (a disk that is not there, say)"
+    )
+
+
 def describe_backup(data: dict[str, Any]) -> str:
     """One line on the last backup, with its age."""
     last, failed = data.get("last"), data.get("failed")
@@ -159,6 +179,8 @@ def describe_backup(data: dict[str, Any]) -> str:
         return f"the backup of {tried:%Y-%m-%d %H:%M} {word}: {failed['message']}" + (
             f"; the last good one: {last['file']}" if last else ""
         )
+    if not last and data.get("every", "never") != "never":
+        return f"no backup was made yet; the first of every {data['every']} is yet to come"
     if not last:
         return "no backup was made yet: `ownstack backup --to FOLDER`"
     made = datetime.datetime.fromtimestamp(last["time"])
@@ -220,8 +242,9 @@ def show(data: dict[str, Any]) -> None:
     for line in describe_runs(data):
         say(f"\n  {line}")
     say()
-    about = (describe_backup(data["backup"]), describe_drill(data["backup"]), describe_maintenance(data["maintenance"]))
-    for line in filter(None, about):
+    backup = data["backup"]
+    about = (describe_backup(backup), describe_overdue(backup), describe_drill(backup))
+    for line in filter(None, (*about, describe_maintenance(data["maintenance"]))):
         say(f"  {line}")
     for row in data["snapshots"]:
         say(f"  way back (`ownstack rollback {row['role']}`): {told(row)}")

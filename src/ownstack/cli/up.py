@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .output import confirm, emit_json, note, say, style
+from .output import UsageError, confirm, emit_json, note, say, style
 from .progress import Progress
 from .show import plan_lines
 from .site import Site, model_options, open_site, read_settings, target_options
@@ -93,6 +93,7 @@ def up(
     from . import edited, reprovision
     from .report import failure, summary, tell
 
+    agree(prune, no_verify)
     began = time.monotonic()
     settings = read_settings(
         config_file, sets, pins=pins, host=host, mirror=mirror, cpu_only=cpu_only, keep_models=keep_models, refit=refit
@@ -152,6 +153,15 @@ def up(
         for line in how_to_open(plan):
             say(line)
     return 0 if report.ok else 1
+
+
+def agree(prune: bool, no_verify: bool) -> None:
+    """Raises UsageError for options that do not go together."""
+    if prune and no_verify:
+        raise UsageError(
+            "--prune removes models only after the checks, and --no-verify leaves them out",
+            hint="leave out one of the two",
+        )
 
 
 def settle(site: Site) -> None:

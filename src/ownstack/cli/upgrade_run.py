@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import OwnstackError, RunError, UnreachableError, way_back
 from .output import note
 from .progress import silent
 
@@ -175,15 +175,16 @@ class Change:
 
         execute(self.site.session, apply, self.listen, plan=self.plan)
         if self.vectors and self.vectors != self.plan.vectors:
-            from roles.open_webui import reindex_spec
+            from . import indexing
 
-            self.step("open_webui.reindex", reindex_spec(self.plan, self.vectors))
+            indexing.anew(self.step, self.plan, self.vectors)
         report = verify(self.plan, self.site.session, said, upgrades.GATE[self.role])
         why = wrong(report)
         if why:
             raise RunError(why)
         return report
 
+    @way_back
     def take_back(self, why: str, error: OwnstackError | None = None) -> OwnstackError:
         """Put back what was there; the error that says why. Where nothing had begun it says that, or is as it was."""
         from ..engine import upgrades
@@ -199,9 +200,17 @@ class Change:
                 hint="`ownstack up` does that",
                 code="not-cleared",
             )
+        if back.get("gone"):
+            return RunError(
+                f"the {what} of {self.role} failed: {why}; and the copy of its data is gone from {back['gone']}",
+                hint="nothing was put back; `ownstack up` goes on with what is there, `ownstack restore` has a backup",
+                code="no-snapshot",
+            )
         if not back.get("reverted"):
-            nothing = f"the {what} of {self.role} did not begin: {why}"
-            return error or RunError(nothing, hint="nothing was changed", code="not-begun")
+            hint, code = (error.hint, error.code) if error else ("", "not-begun")
+            if "nothing was changed" not in hint:
+                hint = "; ".join(filter(None, [hint, "nothing was changed"]))
+            return RunError(f"the {what} of {self.role} did not begin: {why}", hint=hint, code=code)
         if back.get("begun", True):
             again(self.site, self.old, self.listen)
             message, code = f"the {what} of {self.role} was taken back: {why}", f"{self.kind}-reverted"
@@ -282,8 +291,12 @@ def take_back(site: Site, listen: Listen) -> bool:
             return False
         site.session.step("snapshots.commit", upgrades.place(plan))
         site.state = read_state(site.session, plan.layout)
-        passed = work["status"] == "passed"
-        note(f"{_about(work)}{' at its end: it is finished now' if passed else ', and came to its end meanwhile'}")
+        end = ", and came to its end meanwhile"
+        if work["status"] == "passed":
+            end = " at its end: it is finished now"
+        elif back.get("gone"):
+            end = f", and the copy of its data is gone from {back['gone']}: what is there stays"
+        note(f"{_about(work)}{end}")
         return True
     site.state = read_state(site.session, plan.layout)
     again(site, filled(site.recorded_plan()), listen)

@@ -41,7 +41,7 @@ if [ "$(id -u)" = 0 ]; then f=/run/$1.lock
 elif [ -w "/run/user/$(id -u)" ]; then f=/run/user/$(id -u)/$1.lock
 else f=/tmp/$1-$(id -u).lock; fi
 command -v flock >/dev/null 2>&1 || { echo "missing flock"; exit; }
-( : >> "$f" ) 2>/dev/null || { echo "missing $f"; exit; }
+[ ! -L "$f" ] && ( : >> "$f" ) 2>/dev/null || { echo "missing $f"; exit; }
 exec 9>>"$f"
 i=0
 until flock -n 9; do
@@ -122,7 +122,10 @@ class Here:
 
 
 class Hold:
-    """The lock on a box, and its journal. `what`: the command, as it is typed."""
+    """The lock on a box, and its journal. `what`: the command, as it is typed.
+
+    `lacks`: what the machine has not that both take (flock where there is no Python, or a file that can be written).
+    """
 
     def __init__(self, session: Session, layout: Layout, what: str) -> None:
         self.where, self.what, self.journal = str(session.target), what, f"{layout.var}/journal.jsonl"
@@ -145,6 +148,7 @@ class Hold:
                 code="busy",
             )
         self.held = said == "held"
+        self.lacks = said.removeprefix("missing").strip() if said.startswith("missing") else ""
         if not self.held and not said.startswith("missing"):
             raise UnreachableError(f"{self.where} gave no answer to the lock: {said or 'it ended'}", hint="run again")
         if self.held:

@@ -54,7 +54,7 @@ def documents_spec(plan: Plan) -> dict[str, Any]:
     return {
         **open_webui.identity(plan),
         "qdrant": {"url": open_webui.qdrant_url(plan), "secret": "qdrant_api_key", "new": plan.vectors},
-        "database": f"{plan.layout.data('open_webui')}/webui.db",
+        **open_webui.embedding(plan),
     }
 
 

@@ -345,6 +345,10 @@ def python_env(plan: Plan, component: str, lock: str, version: str = "") -> Comm
     yield StringCommand("rm", "-f", QuoteString(path))
 
 
+# folders of a user that `up` made where they were not there; deepest first, and only empty ones go
+ON_THE_WAY = (".config/systemd/user", ".config/systemd", ".config", ".local/share", ".local/state", ".local")
+
+
 @operation()
 def farewell(plan: Plan, purge: bool, accounts: list[Account], packages: list[str]) -> Commands:
     """The last step of `down`: programs, and with `purge` every folder, secret, account and package of ours."""
@@ -356,6 +360,10 @@ def farewell(plan: Plan, purge: bool, accounts: list[Account], packages: list[st
     above = layout.opt.rpartition("/")[0]
     if above.endswith("/ownstack"):  # a user's programs lie one folder deeper
         yield StringCommand("rmdir", "--ignore-fail-on-non-empty", QuoteString(above))
+    if not plan.system:
+        home = layout.etc.removesuffix("/.config/ownstack")
+        for path in ON_THE_WAY:
+            yield StringCommand("rmdir", QuoteString(f"{home}/{path}"), "2>/dev/null || true")
     have = ask(Accounts)
     for account in accounts:
         if account.name in have["users"]:

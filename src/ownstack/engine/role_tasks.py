@@ -15,12 +15,13 @@ def written_files(plan: Plan) -> list[ConfigFile]:
     """All files that `up` writes beside programs: configuration, units, and what units are told."""
     from roles.base import recovery, schedule
     from roles.n8n import maintain
-    from roles.ollama import watch
+    from roles.ollama import adopt, watch
 
     found = [file for role in roles_of(plan) for file in role.files(plan)]
     found += [
         file for role in roles_of(plan) for service in role.services(plan) for file in units.unit_files(plan, service)
     ]
+    found += adopt.files(plan)
     found += recovery.files(plan) if recovery.wanted(plan) else []
     found += schedule.files(plan, plan.backup) if plan.backup is not None else []
     found += maintain.files(plan) if plan.has("n8n") and maintain.wanted(plan) else []

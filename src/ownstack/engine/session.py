@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 OnEvent = Callable[[dict[str, Any]], None]
 MARK = "__ownstack_rc="
 MOST_BEGUN = 64 << 20  # bytes that are written to see whether a host takes a file
+PRIVATE = r"""
+d=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp
+find "$d" -maxdepth 1 -type d -name 'ownstack-??????????' -user "$(id -u)" -mmin +1440 -exec rm -rf {} + 2>/dev/null
+umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"
+"""
 # pyinfra would carry a sudo password in the command line; ours is read from a file by this askpass,
 # and pyinfra is given a word without meaning.
 PLACEHOLDER = "see-askpass"
@@ -207,11 +212,11 @@ class Session:
             self.host.connector_data[key] = f"{self._askpass}/ask"
 
     def _private_folder(self) -> str:
-        """A new folder on the target that only the login user and root can enter; in memory where that can be had."""
-        rc, out, err = self.shell(
-            'd=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp; umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"',
-            root=False,
-        )
+        """A new folder on the target that only the login user and root can enter; in memory where that can be had.
+
+        One that a killed run left a day ago goes.
+        """
+        rc, out, err = self.shell(PRIVATE, root=False)
         if rc != 0:
             raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /tmp")
         return out.strip().splitlines()[-1]
@@ -285,13 +290,34 @@ class Session:
                 return rc, text[:-1] if text.endswith("\n") else text, output.stderr
         return 255, output.stdout, output.stderr
 
+    @contextlib.contextmanager
+    def _way(self) -> Iterator[dict[str, str]]:
+        """pyinfra's argument for where the login user lays a file that root then takes: in a folder that nobody else
+        may enter, because pyinfra lays it readable for all. On a disk, where there is one: it may be large.
+        """
+        if not self._sudo or self.target.local:
+            yield {}
+            return
+        rc, out, err = self.shell(
+            "umask 077; mktemp -d /var/tmp/ownstack-XXXXXXXXXX 2>/dev/null || mktemp -d /tmp/ownstack-XXXXXXXXXX",
+            root=False,
+        )
+        if rc != 0:
+            raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /var/tmp")
+        folder = out.strip().splitlines()[-1]
+        try:
+            yield {"remote_temp_filename": f"{folder}/file"}
+        finally:
+            with contextlib.suppress(UnreachableError):
+                self.command(StringCommand("rm", "-rf", QuoteString(folder)), root=False)
+
     def put(self, data: bytes | Path, path: str, mode: str = "0644") -> None:
-        """Write a file on the target as root, without a moment in which others may write it."""
+        """Write a file on the target as root, without a moment in which others may write it, or read it on its way."""
         temporary = f"{path}.{secrets.token_hex(4)}"
         source = str(data) if isinstance(data, Path) else io.BytesIO(data)
-        with ctx_state.use(self.state), ctx_host.use(self.host):
+        with self._way() as way, ctx_state.use(self.state), ctx_host.use(self.host):
             try:
-                sent = self.host.put_file(source, temporary, **self._arguments(None))
+                sent = self.host.put_file(source, temporary, **way, **self._arguments(None))
             except (OSError, PyinfraError) as error:
                 why = self.refusal(temporary, data.stat().st_size if isinstance(data, Path) else len(data))
                 raise RunError(f"cannot write {path} on {self.target}: {why or error}") from error

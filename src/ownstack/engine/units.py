@@ -10,6 +10,8 @@ from ..errors import ConfigError
 from ..plan import ConfigFile, Plan, Service
 from .render import environment, render
 
+HOMES = ("/home/", "/root/", "/run/user/")  # a unit sees nothing there but what is bound into it
+
 
 def _plain(value: object) -> str:
     """`%` starts a specifier, a line break would start another setting."""
@@ -95,9 +97,7 @@ def unit_files(plan: Plan, service: Service) -> list[ConfigFile]:
                 ),
             ),
         ]
-    bound = [
-        path for path in (*service.writable, *service.readable) if path.startswith(("/home/", "/root/", "/run/user/"))
-    ]
+    bound = [path for path in (*service.writable, *service.readable) if path.startswith(HOMES)]
     text = render(
         "service/systemd.service.j2",
         service=service,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -49,12 +50,13 @@ class Wishes:
 
 @dataclass(frozen=True)
 class FitData:
-    """Everything the chooser reads: catalogue, cards, profiles, quality ranks by use."""
+    """Everything the chooser reads: catalogue, cards, profiles, quality ranks by use. `digest` of all of it."""
 
     catalogue: Catalogue
     cards: Cards
     profiles: tuple[Profile, ...]
     ranks: dict[str, dict[str, float]]
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,15 @@ def load_data(profiles: Path | None = None) -> FitData:
     raw = tomllib.loads(data_path("fitting/ranks.toml").read_text(encoding="utf-8"))
     ranks = {use: {tag: float(score) for tag, score in table.items()} for use, table in raw["ranks"].items()}
     folder = profiles or data_path("hardware_profiles")
-    return FitData(load_catalogue(), load_cards(), load_profiles(folder), ranks)
+    return FitData(load_catalogue(), load_cards(), load_profiles(folder), ranks, _digest(folder))
+
+
+def _digest(profiles: Path) -> str:
+    names = [data_path(f"fitting/{name}") for name in ("catalogue.json", "cards.toml", "ranks.toml")]
+    found = hashlib.sha256()
+    for path in (*names, *sorted(profiles.glob("*.toml"))):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def limits_of(policy: Policy, wishes: Wishes) -> Limits:
@@ -225,11 +235,24 @@ def choose_on(data: FitData, machine: Machine, wishes: Wishes) -> Chosen:
         if below is not None and (best is None or below.chat.quality > best.chat.quality):
             best = _for_profile(data, machine, profile, wishes)
     if best is None:
-        raise UnsupportedError(
-            f"no model fits: {gib(sum(machine.free))} of free GPU memory, {gib(machine.ram_available)} of free memory",
-            hint="close programs, lower the reserve or the speed floor, or pin one that `ownstack fit --all` shows",
-        )
+        raise _nothing_fits(machine, wishes)
     return best
+
+
+def _nothing_fits(machine: Machine, wishes: Wishes) -> UnsupportedError:
+    free = f"{gib(sum(machine.free))} of free GPU memory, {gib(machine.ram_available)} of free memory"
+    if wishes.pins:
+        named = ", ".join(f"{use} = {tag}" for use, tag in sorted(wishes.pins.items()))
+        return UnsupportedError(
+            f"no choice fits with what was named ({named}): {free}",
+            hint="without `--pin` and names in `[models]` the best that fits is chosen "
+            "(`--set models.chat=...` names another one); a shorter `models.context` or a smaller reserve may help too",
+            code="pinned-too-large",
+        )
+    return UnsupportedError(
+        f"no model fits: {free}",
+        hint="close programs, lower the reserve or the speed floor, or pin one that `ownstack fit --all` shows",
+    )
 
 
 def choice_of(c: Candidate, use: ModelUse, reasons: tuple[str, ...] = ()) -> ModelChoice:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 BACKENDS = {"nvidia": "cuda", "amd": "rocm", "intel": "vulkan"}
 WHY = "supposed, not there"
+# what is said of a card and its driver: that card is the one to be replaced
+OF_CARDS = ("HW-NVIDIA", "HW-AMD", "HW-INTEL", "HW-GPU", "HW-VULKAN", "HW-WSL-NO-LIBRARY")
 
 
 def with_cards(report: HardwareReport, card: Card | None, count: int = 1) -> HardwareReport:
@@ -45,5 +47,5 @@ def supposed(card: Card) -> Gpu:
 
 def _with(report: HardwareReport, gpus: tuple[Gpu, ...]) -> HardwareReport:
     ignored = (*report.ignored_gpus, *report.gpus)
-    problems = tuple(problem for problem in report.problems if not problem.id.startswith(("HW-NVIDIA", "HW-AMD")))
+    problems = tuple(problem for problem in report.problems if not problem.id.startswith(OF_CARDS))
     return report.model_copy(update={"gpus": gpus, "ignored_gpus": ignored, "problems": problems})

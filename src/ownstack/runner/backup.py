@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import backup_parts as parts
-from .backup_file import BOX, PART, Reader, Writer, damaged, opened
-from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
+from .backup_file import BOX, PART, Reader, Writer, damaged, filling, opened
+from .core import FULL, Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .gpu import arm, disarm
 from .journal import holder, outlive
 from .sealed import can_open, passphrase, ready, seal, unseal
@@ -29,6 +29,8 @@ WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, a
 UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restore", "swapping", "swapped")}
 # host, the box's own mark (older backups have none), when
 NAMED = re.compile(r"ownstack-(.+?)(?:-([0-9a-f]{12}))?-(\d{8}T\d{6}Z)\.tar")
+UPLOADS = ("restore-", "import")  # what came over the connection for a restore or an import, which takes it away
+VECTORS = re.compile(r"[a-z0-9-]*")
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
 
 
@@ -41,18 +43,19 @@ def name_of(spec: Spec, stamp: str) -> str:
     return f"ownstack-{label(spec['hostname'])}{mark}-{stamp}.tar"
 
 
-def ours(folder: str, spec: Spec) -> list[str]:
-    """The whole backups of this box in a folder, oldest first. spec: hostname, mark.
+def ours(folder: str, spec: Spec, end: str = "") -> list[str]:
+    """The whole backups of this box in a folder, oldest first. spec: hostname, mark. end: of those names, `PART` say.
 
     Another box may have the same name. So those with this box's mark, or where it has none those of its name without.
     """
     own = spec.get("mark", "")
+    names = [name for name in (os.listdir(folder) if os.path.isdir(folder) else []) if name.endswith(end)]
     found = [
         (held[3], name)
-        for name in (os.listdir(folder) if os.path.isdir(folder) else [])
+        for name in [name.removesuffix(end) for name in names]
         if (held := NAMED.fullmatch(name)) and (held[2] == own if own else name == name_of(spec, held[3]))
     ]
-    return [os.path.join(folder, name) for _, name in sorted(found)]
+    return [os.path.join(folder, name + end) for _, name in sorted(found)]
 
 
 def newest(names: list[str], mark: str = "") -> str:
@@ -139,26 +142,29 @@ def _made(spec: Spec, emit: Emit) -> tuple[Result, bytes]:
                 about, inside = _fill(out, spec, work, emit)
                 about["created"] = stamp
                 data = out.inside({**inside, **secrets})
-                size = out.finish(about, _sealed(spec, data))
+                size = out.whole(about, _sealed(spec, data))
+                _looked_at(out.part, spec, data, emit)
+                out.publish()
             except BaseException as error:
                 out.drop()
-                if isinstance(error, OSError) and error.errno == 28:
-                    raise _full(folder) from error
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise _full(spec, str(error.filename or folder)) from error
                 raise
-        progress(emit, "opening the backup again")
-        try:
-            with opened(path) as held:
-                held.check()
-                held.unlock(spec, data)
-                contents(held, spec["work"], emit)
-        except StepError:
-            os.unlink(path)
-            raise
-        dropped = _keep(folder, spec)
+        dropped = _keep(folder, spec, path)
         last = {"file": path, "time": began, "bytes": size, "holds": about["holds"]}
         write_json(spec["state"], {**read_json(spec["state"], {}), "last": last, "failed": None})
     told = {"models": about["models"], "removed": dropped, "without_models": about["without_models"]}
+    told["same_disk"] = os.stat(folder).st_dev == os.stat(spec["var"]).st_dev
     return {"changed": True, "data": {**last, **told, "seconds": round(time.time() - began, 1)}}, data
+
+
+def _looked_at(path: str, spec: Spec, data: bytes, emit: Emit) -> None:
+    """Open what was written, and look into every part, before it gets its name."""
+    progress(emit, "opening the backup again")
+    with opened(path) as held:
+        held.check()
+        held.unlock(spec, data)
+        contents(held, spec["work"], emit)
 
 
 def _settled(spec: Spec) -> None:
@@ -186,12 +192,7 @@ def _sealed(spec: Spec, data: bytes) -> bytes:
 
 def _folder(spec: Spec) -> str:
     """The folder for backups: made for its owner alone; what an earlier run left half-done is removed."""
-    for name in os.listdir(spec["work"]):
-        path = os.path.join(spec["work"], name)
-        if name == LEFT:
-            os.unlink(path)
-        elif name.startswith(("backup-", "verify-")):
-            shutil.rmtree(path, ignore_errors=True)
+    tidy(spec["work"], (LEFT, "backup-", "verify-", *UPLOADS))
     folder = str(spec["to"])
     if spec.get("elsewhere") and (not os.path.isdir(folder) or os.stat(folder).st_dev == os.stat(spec["var"]).st_dev):
         raise StepError(
@@ -199,25 +200,35 @@ def _folder(spec: Spec) -> str:
         )
     if not os.path.isdir(folder):
         os.makedirs(folder, 0o700)
-    for name in os.listdir(folder):
-        if name.startswith("ownstack-") and name.endswith(PART):
-            os.unlink(os.path.join(folder, name))
+    for path in ours(folder, spec, PART):  # another box may be at work on its own
+        os.unlink(path)
     return folder
 
 
-def _full(folder: str) -> StepError:
-    return StepError(
-        f"{folder} has too little space for a backup",
-        hint="free space, keep fewer (`--keep`), or take another disk (`--to`); earlier backups are as they were",
-        code="disk-full",
-    )
+def tidy(work: str, beginnings: tuple[str, ...], but: str = "") -> None:
+    """Remove what runs that were cut off left among the working files. but: a path that is in use.
+
+    Whoever asks holds the box, or has seen that nobody does.
+    """
+    for name in os.listdir(work):
+        path = os.path.join(work, name)
+        if name.startswith(beginnings) and path != but:
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def _full(spec: Spec, where: str) -> StepError:
+    """The disk of the backups is full, or the box's own, on which each part lies for a moment."""
+    hint = "free space, keep fewer (`--keep`), or take another disk (`--to`); earlier backups are as they were"
+    if where.startswith(f"{spec['work']}/"):
+        where, hint = spec["work"], "free space on this disk: each part lies there for a moment; earlier backups stay"
+    return StepError(f"{where} has too little space for a backup", hint=hint, code="disk-full")
 
 
 def _space(spec: Spec, folder: str) -> None:
     """Raises StepError before anything is written where it cannot fit."""
     need = sum(parts.size_of(one["folder"], one["skip"]) for one in spec["services"])
     if shutil.disk_usage(folder).free < need + (16 << 20):
-        raise _full(folder)
+        raise _full(spec, folder)
 
 
 def _secrets(spec: Spec) -> dict[str, dict[str, str]]:
@@ -227,9 +238,9 @@ def _secrets(spec: Spec) -> dict[str, dict[str, str]]:
     files = {}
     for one in spec["services"]:
         for name in one["sealed"]:
-            path = os.path.join(one["folder"], name)
-            if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as stream:
+            path = parts.own(one["folder"], name)
+            if os.path.isfile(path):
+                with parts.plain(path) as stream:
                     files[f"{one['name']}/{name}"] = base64.b64encode(stream.read()).decode()
     return {"secrets": {name: read_secret(folder, name) for name in names}, "sealed": files}
 
@@ -242,7 +253,7 @@ def _fill(out: Writer, spec: Spec, work: str, emit: Emit) -> tuple[dict[str, Any
     tables: dict[str, dict[str, int]] = {}
     for one in spec["services"]:
         for name in one["databases"]:
-            source, copy = os.path.join(one["folder"], name), os.path.join(work, "copy")
+            source, copy = parts.own(one["folder"], name), os.path.join(work, "copy")
             if not os.path.exists(source):
                 continue
             progress(emit, f"copying the database of {one['name']}")
@@ -290,9 +301,13 @@ def _models(out: Writer, spec: Spec) -> tuple[list[dict[str, Any]], str]:
         return [], error.message
 
 
-def _keep(folder: str, spec: Spec) -> list[str]:
-    """Remove the oldest whole backups of this box beyond the number that is kept; never the newest."""
-    over = ours(folder, spec)[: -max(1, int(spec["keep"]))]
+def _keep(folder: str, spec: Spec, made: str) -> list[str]:
+    """Remove the oldest whole backups of this box beyond the number that is kept; never the one that was just made.
+
+    Names tell the age, and a clock that went ahead has named some for days to come.
+    """
+    others = [path for path in ours(folder, spec) if path != made]
+    over = others[: max(0, len(others) - max(1, int(spec["keep"])) + 1)]
     for path in over:
         os.unlink(path)
     return over
@@ -322,7 +337,8 @@ def scheduled(spec: Spec, emit: Emit) -> Result:
                 time.sleep(LOOK_S)
                 continue
             failed = {"time": time.time(), "message": str(error), "postponed": busy}
-            write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
+            with contextlib.suppress(OSError):  # a full disk, say: then that is what there is to tell
+                write_json(spec["state"], {**read_json(spec["state"], {}), "failed": failed})
             if busy:
                 return {"changed": False, "data": {"postponed": str(error)}}
             raise
@@ -370,6 +386,8 @@ def look(spec: Spec, emit: Emit) -> dict[str, Any]:
             contents(held, spec["work"], emit)
             plan = json.loads(held.read(BOX))["plan"]
             box = {"vectors": plan.get("vectors", ""), "models": plan["models"]}
+            if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
+                raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
         about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
         parts_held = len(held.files)
     size = os.path.getsize(spec["file"])
@@ -386,7 +404,7 @@ def unlock(held: Reader, spec: Spec) -> None:
 def contents(held: Reader, folder: str, emit: Emit) -> None:
     """Look into every part of a backup that was unlocked."""
     vectors = (held.inside["vectors"] or {}).get("collections", [])
-    with tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
+    with filling(f"{folder}/verify"), tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
         for member in sorted(held.inside["tables"]):
             progress(emit, f"checking {member}")
             _database(held, member, held.inside["tables"][member], os.path.join(work, "database"))

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from .core import Spec, StepError, sync_folder
+from .core import FULL, Spec, StepError, sync_folder
 from .sealed import HEAD, Cipher
 
 SCHEMA = 1
@@ -40,6 +40,27 @@ DAMAGED = "take another backup: this one is not to be trusted; nothing was chang
 
 def damaged(path: str, what: str) -> StepError:
     return StepError(f"{path} is damaged: {what}", hint=DAMAGED, code="backup-damaged")
+
+
+@contextlib.contextmanager
+def filling(folder: str) -> Iterator[None]:
+    """What is written goes to this folder: an error that its disk is full names it where it names nothing itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and not error.filename:
+            error.filename = folder
+        raise
+
+
+def of_this_schema(path: str, manifest: dict[str, Any]) -> None:
+    """Raises StepError where a backup was made by a version that writes other ones."""
+    if manifest.get("schema") != SCHEMA:
+        raise StepError(
+            f"{path} was made by another version of ownstack ({manifest.get('kit_version')})",
+            hint="take the version that made it, or a newer one",
+            code="backup-schema",
+        )
 
 
 class Hashing:
@@ -72,7 +93,7 @@ class Hashing:
 
 
 class Writer:
-    """Writes a backup under a temporary name; `finish` makes it whole, and nothing of it stays otherwise.
+    """Writes a backup under a temporary name; `whole` ends it, `publish` names it, and nothing of it stays otherwise.
 
     spec: age, work (folder for what is being encrypted).
     """
@@ -89,14 +110,15 @@ class Writer:
     def add(self, name: str, stream: IO[bytes], size: int, mode: int = 0o600, mtime: float | None = None) -> str:
         """One file of exactly `size` bytes; its SHA-256. Raises StepError where the stream holds less."""
         source = Hashing(stream, size)
-        with tempfile.TemporaryFile(dir=self.work) as encrypted:
+        with filling(self.work), tempfile.TemporaryFile(dir=self.work) as encrypted:
             self.cipher.encrypt(source, encrypted)
             if source.size != size:
                 raise StepError(f"{name} changed while it was read", hint="run again", code="changed")
             length = encrypted.tell()
             encrypted.seek(0)
             part = f"parts/{len(self.files) + 1:06}"
-            self._member(part, encrypted, length)
+            with filling(os.path.dirname(self.path)):
+                self._member(part, encrypted, length)
         sha256 = source.sha256.hexdigest()
         self.index[name] = {
             "part": part, "size": size, "sha256": sha256, "mode": mode,
@@ -122,8 +144,8 @@ class Writer:
         """What only the key opens, as bytes to be encrypted."""
         return json.dumps({**more, "identity": self.cipher.text, "index": self.index}, sort_keys=True).encode()
 
-    def finish(self, about: dict[str, Any], secrets: bytes) -> int:
-        """Write what was encrypted, and the manifest; bring all to the disk, and give the file its name. Its size."""
+    def whole(self, about: dict[str, Any], secrets: bytes) -> int:
+        """Write what was encrypted, and the manifest, and bring all to the disk, at `part`. Its size."""
         self._member(SECRETS, io.BytesIO(secrets), len(secrets))
         whole = {"schema": SCHEMA, **about, "files": self.files}
         data = (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode()
@@ -133,9 +155,12 @@ class Writer:
         os.fsync(self.stream.fileno())
         size = self.stream.tell()
         self.stream.close()
+        return size
+
+    def publish(self) -> None:
+        """Give the file its name."""
         os.rename(self.part, self.path)
         sync_folder(os.path.dirname(self.path))
-        return size
 
     def drop(self) -> None:
         with contextlib.suppress(OSError):
@@ -166,12 +191,7 @@ class Reader:
             raise damaged(path, str(error)) from error
         except (tarfile.TarError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise damaged(path, f"it is no backup, or its end is missing ({error})") from error
-        if self.manifest.get("schema") != SCHEMA:
-            raise StepError(
-                f"{path} was made by another version of ownstack ({self.manifest.get('kit_version')})",
-                hint="take the version that made it, or a newer one",
-                code="backup-schema",
-            )
+        of_this_schema(path, self.manifest)
         plain = {name for name, member in self.members.items() if member.isfile()} - {MANIFEST}
         others = set(self.members) - plain - {MANIFEST}
         for what, names in (("missing", set(self.files) - plain), ("unknown", (plain - set(self.files)) | others)):
@@ -204,7 +224,9 @@ class Reader:
             parts = {one["part"] for one in self.index.values()} - {""}
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(self.path, "its secrets cannot be read") from error
-        unsafe = [n for n in self.index if n.startswith("/") or ".." in n.split("/")]
+        # also one that begins with `/` behind a prefix, `data/n8n//etc/x`, would leave the folder it is laid in
+        names = [*self.index, *self.inside.get("sealed", {})]
+        unsafe = [name for name in names if {"", ".", ".."} & set(name.split("/"))]
         if unsafe or parts != set(self.files) - {SECRETS}:
             raise damaged(self.path, f"its index is wrong: {', '.join(unsafe[:3]) or 'other parts than there are'}")
 

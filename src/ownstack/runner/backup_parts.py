@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import io
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from . import ollama_api as api
-from .backup_file import Writer
+from .backup_file import Writer, filling
 from .core import Spec, StepError, read_json
 from .http import download, request
 from .secrets import read_secret
@@ -26,6 +27,21 @@ IN_MEMORY = 16 << 20
 # -------------------------------------------------------------------------------------------------- databases
 
 
+def own(folder: str, name: str) -> str:
+    """The path of a service's file. Raises StepError where it is a link or lies behind one: this may run as root, the
+    folder belongs to a service, and a link could name another one's file, which would go to this one when it is put
+    back.
+    """
+    path = os.path.join(folder, name)
+    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
+        raise StepError(
+            f"{path} is a link, or lies behind one: it is not read",
+            hint="put the file itself in its place; a data folder as a whole may be a link or a disk of its own",
+            code="link",
+        )
+    return path
+
+
 def copy_database(source: str, target: str) -> None:
     """A consistent copy of a SQLite database that others write to, by SQLite's own backup function, in one step."""
     address = f"file:{urllib.parse.quote(source)}?mode=rw"
@@ -35,6 +51,8 @@ def copy_database(source: str, target: str) -> None:
             with contextlib.closing(copy):
                 live.backup(copy)
     except sqlite3.Error as error:
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, str(error), target) from error
         raise StepError(
             f"{source} cannot be copied: {error}", hint="`ownstack verify` looks at the service", code="database"
         ) from error
@@ -141,7 +159,7 @@ def add_vectors(out: Writer, spec: Spec, work: str) -> dict[str, Any]:
     for number, name in enumerate(names):
         member = f"vectors/{number}.snapshot"
         before = points(url, name, headers)
-        with _snapshot(url, name, headers) as made, tempfile.TemporaryFile(dir=work) as stream:
+        with _snapshot(url, name, headers) as made, filling(work), tempfile.TemporaryFile(dir=work) as stream:
             path = f"{_of(name)}/snapshots/{urllib.parse.quote(made['name'])}"
             sha256 = download(f"{url}{path}", stream, headers)
             if made.get("checksum") and sha256 != made["checksum"]:
@@ -204,7 +222,7 @@ def add_models(out: Writer, spec: Spec) -> list[dict[str, Any]]:
     added: set[str] = set()
     for item in sorted(there, key=lambda one: str(one["name"])):
         name = api.parse(item["name"])
-        again = name.short in fetched
+        again = name.short in fetched or _as_it_came(spec.get("folder", ""), name)
         row = {"name": item["name"], "digest": item["digest"], "size": item["size"], "made_here": not again}
         if spec.get("folder") and (spec.get("with_models") or not again):
             row["files"] = _add_model(out, spec["folder"], name, added)
@@ -223,11 +241,25 @@ def _fetched(spec: Spec) -> set[str]:
     return found
 
 
+def _as_it_came(store: str, name: api.Name) -> bool:
+    """Whether a model is one that somebody pulled past the kit: its manifest is as a registry sends it.
+
+    One that was made here names in its layers what they are from, and Ollama ends its manifest with a line break.
+    """
+    try:
+        with plain(os.path.join(store, "manifests", name.path)) as stream:
+            text = stream.read()
+        layers = json.loads(text)["layers"]
+        return bool(store) and not text.endswith(b"\n") and not any(layer.get("from") for layer in layers)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list[str]:
     """Manifest and blobs of one model; blobs that several share are held once."""
     path = os.path.join(store, "manifests", name.path)
     try:
-        with _plain(path) as stream:
+        with plain(path) as stream:
             manifest = stream.read()
         about = json.loads(manifest)
         digests = [str(layer["digest"]) for layer in (*about["layers"], about["config"])]
@@ -244,7 +276,7 @@ def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list
         if digest in added:
             continue
         added.add(digest)
-        with _plain(os.path.join(store, "blobs", digest.replace(":", "-"))) as stream:
+        with plain(os.path.join(store, "blobs", digest.replace(":", "-"))) as stream:
             got = out.add(member, stream, os.fstat(stream.fileno()).st_size)
         if f"sha256:{got}" != digest:
             raise StepError(
@@ -253,5 +285,5 @@ def _add_model(out: Writer, store: str, name: api.Name, added: set[str]) -> list
     return members
 
 
-def _plain(path: str) -> IO[bytes]:
+def plain(path: str) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")

@@ -26,6 +26,7 @@ class StepError(Exception):
         self.message, self.hint, self.code = message, hint, code
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = "then run again: it goes on where it stopped"
 FORBIDDEN = "let this account write there (`ls -ld`, `lsattr -d` and `mount` show what forbids it)"
 # what the machine refuses, wherever in a step: no fault of ours. Error number -> code, and what its owner has to do
@@ -35,6 +36,7 @@ REFUSED = {
     errno.EROFS: ("read-only", "make the folder writable"),
     errno.EACCES: ("not-permitted", FORBIDDEN),
     errno.EPERM: ("not-permitted", FORBIDDEN),
+    errno.EFBIG: ("file-too-large", "take a file system that holds files of this size (FAT32 ends at 4 GiB)"),
     errno.EIO: ("disk-error", "the disk may be failing: `journalctl -k` says more"),
 }
 

@@ -48,6 +48,8 @@ def cut(journal: str, most: int, kept: int) -> None:
         text = stream.read()
     with open(journal + ".part", "wb") as out:
         out.write(text)
+        out.flush()
+        os.fsync(out.fileno())  # otherwise a power cut after the rename may leave none of it
     os.replace(journal + ".part", journal)
 
 
@@ -73,7 +75,8 @@ def main(prefix: str, journal: str, who: str, silence: str, most: str, kept: str
     os.umask(0o022)
     path = lock_path(prefix, os.getuid())
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # in /tmp anybody can lay a link under this name: to a file that would be emptied
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError:
         return say(f"missing {path}")
     if not taken(handle):

@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from typing import IO, Any
 
-from .core import StepError
+from .core import FULL, StepError
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -53,6 +53,8 @@ def download(url: str, out: IO[bytes], headers: dict[str, str] | None = None, ti
                 sha256.update(piece)
                 out.write(piece)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in FULL:  # it is this side's disk
+            raise
         raise StepError(f"{url.split('?')[0]} was not fetched: {error}", hint="run again", code="fetch") from error
     return sha256.hexdigest()
 

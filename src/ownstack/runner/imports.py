@@ -19,7 +19,7 @@ from typing import Any
 
 from . import backup_parts as parts
 from . import imports_n8n, restore
-from .backup import N8N_KEY, alone
+from .backup import N8N_KEY, UPLOADS, alone, tidy
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
 from .http import request
 from .imports_index import documents
@@ -41,7 +41,8 @@ COUNTED = {
     "open_webui": {"user": "accounts", "chat": "chats", "file": "files", "knowledge": "knowledge collections"},
     "n8n": {"user": "accounts", "workflow_entity": "workflows", "credentials_entity": "credentials"},
 }
-SAFE_KEY = re.compile(r"[A-Za-z0-9][!-~]*")  # as it can stand in a file of variables without quotes
+# as it can stand in a file of variables without quotes; those that n8n makes are of base64, and may begin with + or /
+SAFE_KEY = re.compile(r"[A-Za-z0-9+/][!-~]*")
 
 
 def find(spec: Spec, emit: Emit) -> Result:
@@ -89,11 +90,14 @@ def stage(spec: Spec, emit: Emit) -> Result:
                 hint="add it to `roles` and run `ownstack up`; nothing was changed",
                 code="role-missing",
             )
+        tidy(spec["work"], UPLOADS, spec["path"])
         restore._clear(spec)
+        # one that is killed here leaves copies of secrets behind, which the next `up` takes away
+        write_json(spec["state"], {"status": "staging", "clean": False, "import": source.kind})
         try:
             data = _staged(spec, source, emit)
         except BaseException:
-            restore._clear(spec)
+            restore._end(spec, "reverted")
             raise
     return {"changed": True, "data": data}
 
@@ -133,10 +137,14 @@ def _staged(spec: Spec, source: Source, emit: Emit) -> dict[str, Any]:
     write_json(os.path.join(room, NOTED), noted, 0o600)
     os.sync()
     write_json(spec["state"], {"status": "staged", "import": source.kind, "file": spec["path"], "items": items})
-    live = os.path.join(place, source.database_name)
+    here = {}
+    try:
+        here = _now(source.kind, os.path.join(place, source.database_name))
+    except sqlite3.Error as error:  # it may be why somebody imports
+        told["notes"].append(f"what the box holds now cannot be counted, it may be damaged: {error}")
     return {
         "kind": source.kind, "label": source.label, "found": source.database,
-        "holds": _holds(source.kind, database), "here": _now(source.kind, live), **told,
+        "holds": _holds(source.kind, database), "here": here, **told,
     }  # fmt: skip
 
 
@@ -232,8 +240,16 @@ def _open_webui(spec: Spec, source: Source, new: str, database: str, place: str)
         lost = _uploads(work, tables, new, place)
         notes += [f"{lost} files have no upload beside the database: only their text came along"] if lost else []
         notes += _settings(work, tables, about)
-        owner = work.execute("SELECT email FROM user WHERE role = 'admin' ORDER BY created_at LIMIT 1").fetchone()
+        owner = _first_admin(work)
     return {"owner": owner[0] if owner else "", "notes": notes}
+
+
+def _first_admin(work: sqlite3.Connection) -> Any:
+    """Who was there first. The oldest versions had another column for when."""
+    columns = {row[1] for row in work.execute("PRAGMA table_info(user)")}
+    when = "created_at" if "created_at" in columns else "rowid"
+    ask = f"SELECT email FROM user WHERE role = 'admin' ORDER BY {when} LIMIT 1"  # noqa: S608 - one of our two words
+    return work.execute(ask).fetchone()
 
 
 def _uploads(work: sqlite3.Connection, tables: set[str], new: str, place: str) -> int:
@@ -351,7 +367,8 @@ def _key(spec: Spec, source: Source) -> str:
         )
     if not SAFE_KEY.fullmatch(held) or set(held) & set("\"'\\"):
         raise StepError(
-            "the encryption key of that n8n has blanks, quotes or backslashes in it, which this box cannot carry",
+            "the encryption key of that n8n has blanks, quotes or backslashes in it, or begins with another sign than "
+            "+ or /: this box cannot carry it",
             hint="in n8n there: give it a plain key, and enter the credentials again; nothing was changed",
             code="import-key",
         )

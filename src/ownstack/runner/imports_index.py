@@ -7,6 +7,7 @@ import sqlite3
 
 from .core import Emit, Result, Spec, StepError, heartbeat, progress
 from .imports_source import address
+from .open_webui_memories import memories
 from .open_webui_reindex import HOUR, _indexed
 from .open_webui_site import Site, kit
 
@@ -23,13 +24,15 @@ def _wanted(database: str) -> tuple[dict[str, tuple[str, str]], set[tuple[str, s
 def documents(spec: Spec, emit: Emit) -> Result:
     """Index all knowledge and all files, into collections that are new.
 
-    spec: url, secrets_dir, qdrant {url, secret, new}, database. data: files, knowledge (how many arrived), left (names
-    of what could not be indexed). Raises StepError where nothing could.
+    spec: url, secrets_dir, qdrant {url, secret, new}, database, engine, model (as for `open_webui.reindex`). data:
+    files, knowledge, memories (how many arrived), left (names of what could not be indexed). Raises StepError where
+    nothing could.
     """
     about, site = spec["qdrant"], kit(spec)
     files, pairs = _wanted(spec["database"])
+    known = memories(spec) if spec.get("model") else 0
     if not files:
-        return {"changed": False, "data": {"files": 0, "knowledge": 0, "left": []}}
+        return {"changed": bool(known), "data": {"files": 0, "knowledge": 0, "memories": known, "left": []}}
     with heartbeat(emit, "indexing the documents"):
         site.need("POST", "/api/v1/knowledge/reindex", {}, timeout=HOUR)
         site.call("POST", "/api/v1/knowledge/metadata/reindex", {}, timeout=HOUR)
@@ -45,7 +48,7 @@ def documents(spec: Spec, emit: Emit) -> Result:
             hint="`ownstack logs open_webui` and `ownstack logs ollama` show why",
             code="reindex-incomplete",
         )
-    data = {"files": len(files) - len(left), "knowledge": len(pairs - lost), "left": names}
+    data = {"files": len(files) - len(left), "knowledge": len(pairs - lost), "memories": known, "left": names}
     return {"changed": True, "data": data}
 
 

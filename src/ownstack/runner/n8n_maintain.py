@@ -21,7 +21,7 @@ from .backup import alone
 from .box import wait_service
 from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
 from .imports_source import address
-from .journal import holder
+from .journal import kept_free
 from .managers import manager
 
 LEAST = 16 << 20  # bytes that must be won, and
@@ -49,8 +49,8 @@ def maintain(spec: Spec, emit: Emit) -> Result:
     before.
     """
     try:
-        with alone(spec["lock"]):
-            done = _maintained(spec, emit)
+        with alone(spec["lock"]), kept_free(spec["prefix"]) as who:
+            done = _maintained(spec, who, emit)
     except (StepError, OSError, sqlite3.Error) as error:
         _note(spec, status="done", did="failed", why=str(error))
         raise
@@ -58,15 +58,15 @@ def maintain(spec: Spec, emit: Emit) -> Result:
     return {"changed": done["did"] == "vacuumed", "data": done}
 
 
-def _maintained(spec: Spec, emit: Emit) -> dict[str, Any]:
-    path = spec["database"]
+def _maintained(spec: Spec, who: str, emit: Emit) -> dict[str, Any]:
+    data, inside = os.path.split(os.path.dirname(spec["database"]))
+    path = parts.own(data, os.path.join(inside, os.path.basename(spec["database"])))
     if not os.path.exists(path):
         return {"did": "nothing to win", "bytes": 0, "before": 0}
     found = look(path)
     same = {"bytes": found["bytes"], "before": found["bytes"]}
     if found["empty"] < max(int(spec.get("least", LEAST)), int(found["bytes"] * SHARE)):
         return {"did": "nothing to win", **same}
-    who = holder(spec["prefix"])
     if who:  # an upgrade, say, which starts n8n when this has stopped it
         return {"did": "postponed", "why": f"the box was being worked on: {who}", **same}
     if found["running"]:
@@ -111,14 +111,14 @@ def compact(path: str) -> None:
             raise StepError(f"the copy of n8n's database is not sound: {wrong}", hint="`ownstack verify`")
         with contextlib.closing(sqlite3.connect(new)) as made:
             made.execute(f"PRAGMA journal_mode = {'WAL' if mode == 'wal' else 'DELETE'}").fetchone()
+        with open(new, "rb") as stream:  # takes a while where it is large, in which somebody may open the old one
+            os.fsync(stream.fileno())
         for end in parts.SIDE:
             for name in (f"{path}{end}", f"{new}{end}"):
                 if os.path.exists(name) and os.path.getsize(name):
                     raise StepError(f"{name} is not empty", hint="run again", code="busy")
         os.chmod(new, owner.st_mode & 0o777)
         os.chown(new, owner.st_uid, owner.st_gid)
-        with open(new, "rb") as stream:
-            os.fsync(stream.fileno())
         os.replace(new, path)
         sync_folder(os.path.dirname(path))
     except BaseException:

@@ -8,7 +8,8 @@ import os
 import shlex
 from typing import Any
 
-from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_file, write_json
+from . import files
+from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
 from .detached import systemd
 from .http import wait_ready
 from .managers import call
@@ -69,10 +70,22 @@ def _look(spec: Spec) -> dict[str, Any]:
         "active": now.get("ActiveState") == "active",
         "reload": now.get("NeedDaemonReload") == "yes",
         "same": _read(spec["path"]) == spec["content"],
+        "edited": _edited(spec),
         "dropins": others,
         "overruled": overruled,
         "ours": ours,
     }
+
+
+def _edited(spec: Spec) -> bool:
+    """Whether the owner changed our drop-in."""
+    return bool(spec.get("written")) and files.is_edited(spec["path"], files.known(spec["written"]))
+
+
+def _put(spec: Spec, dry: bool = False) -> bool:
+    """The drop-in as planned; beside it where its owner edited it. Whether there was anything to do."""
+    item = {"path": spec["path"], "mode": "0644", "owner": "", "group": ""}
+    return files.put(item, spec["content"].encode(), spec.get("written", ""), dry)
 
 
 def adopted(spec: Spec, emit: Emit) -> Result:
@@ -83,8 +96,9 @@ def adopted(spec: Spec, emit: Emit) -> Result:
 def adopt(spec: Spec, emit: Emit) -> Result:
     """Add our drop-in to a unit, and restart it only where that changed something.
 
-    spec: manager, unit, path (of the drop-in), content, environment (what it sets), url, record (what was before).
-    Where the engine does not come up with it, all is put back. data: said.
+    spec: manager, unit, path (of the drop-in), content, environment (what it sets), url, record (what was before),
+    written (hashes of what was written to files of ours: one that its owner edited is kept). Where the engine does not
+    come up with it, all is put back. data: said.
     """
     now = _look(spec)
     if not now["there"]:
@@ -95,7 +109,7 @@ def adopt(spec: Spec, emit: Emit) -> Result:
         )
     held = read_json(spec["record"]) or {}
     done = held.get("applied") == _mark(spec["content"]) and held.get("path") == spec["path"]
-    if now["same"] and now["active"] and done and not now["reload"]:
+    if not _put(spec, dry=True) and now["active"] and done and not now["reload"]:
         return {"changed": False}
     if spec.get("dry"):
         return {"changed": True}
@@ -104,12 +118,18 @@ def adopt(spec: Spec, emit: Emit) -> Result:
         write_json(spec["record"], held, 0o600)
     progress(emit, f"restarting {spec['unit']}")
     os.makedirs(os.path.dirname(spec["path"]), 0o755, exist_ok=True)
-    write_file(spec["path"], spec["content"].encode(), 0o644)
+    _put(spec)
     try:
         _ctl(spec, "daemon-reload")
         _ctl(spec, "restart", spec["unit"])
         wait_ready(spec["url"] + "/api/version", SECONDS, spec["unit"])
     except StepError as error:
+        if _edited(spec):
+            raise StepError(
+                f"{spec['unit']} did not come up with {spec['path']} as you edited it ({error.message})",
+                hint="correct it, or `ownstack up --overwrite` takes the planned one and keeps yours beside",
+                code="adopt-edited",
+            ) from error
         give_back({**spec}, emit)
         raise StepError(
             f"{spec['unit']} did not come up with the box's settings ({error.message}): it is as it was",
@@ -140,15 +160,21 @@ def _before(spec: Spec, now: dict[str, Any]) -> dict[str, Any]:
 
 
 def give_back(spec: Spec, emit: Emit) -> Result:
-    """Take our drop-in away; the unit runs again as it did. spec: manager, record, url. May be run at any time."""
+    """Take our drop-in away, edited or not; the unit runs again as it did. May be run at any time.
+
+    spec: manager, record, url, written.
+    """
     held = read_json(spec["record"])
     if not held:
         return {"changed": False}
     if spec.get("dry"):
         return {"changed": True}
     path, folder = held["path"], os.path.dirname(held["path"])
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    for one in files.with_besides([path]):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(one)
+    if spec.get("written") and path in files.known(spec["written"]):  # a later one of another box is not ours
+        files.remember(spec["written"], path, files.FORGET)
     if held["folder"] is None:
         with contextlib.suppress(OSError):  # somebody put a file of his own into it: it stays
             os.rmdir(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 
 from .core import Emit, Result, Spec, StepError, ids, progress, sync_folder
@@ -13,6 +15,7 @@ from .ollama_pull import SPARE, _states
 PARTS = ("blobs", "manifests")
 OWN = (*PARTS, "metadata")  # the engine makes the last one anew
 BLOCK = 1 << 20
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
 def files_of(store: str) -> Iterator[tuple[str, int]]:
@@ -29,9 +32,10 @@ def files_of(store: str) -> Iterator[tuple[str, int]]:
 def copy(spec: Spec, emit: Emit) -> Result:
     """Copy a store and compare every file with its hash or its source. Goes on where it was cut off.
 
-    spec: from, to, owner, group, run_dir, later (either may have been serving since, and what is newer stays; an
-    earlier `drop` may have begun). Dry: data says what there is to copy. data: files, bytes (copied now), held (bytes
-    of the whole store), free. Raises StepError where a pull goes on, the disk is too small, or bytes differ.
+    spec: from, to, owner, group, bound (the engine's unit brings `to` to it), run_dir, later (either may have been
+    serving since, and what is newer stays; an earlier `drop` may have begun). Dry: data says what there is to copy.
+    data: files, bytes (copied now), held (bytes of the whole store), free. Raises StepError where a pull goes on, the
+    engine's account may not come there, the disk is too small, or bytes differ.
     """
     source, target = os.path.realpath(spec["from"]), os.path.realpath(spec["to"])
     _check(spec, source, target)
@@ -107,6 +111,9 @@ def _check(spec: Spec, source: str, target: str) -> None:
     """Raises StepError where moving makes no sense or is not safe now."""
     if not os.path.isdir(os.path.join(source, "blobs")) and not spec.get("later"):
         raise StepError(f"{source} holds no models", hint="`ownstack up` pulls them", code="store-empty")
+    for part in OWN:
+        _no_link(os.path.join(source, part))
+        _no_link(os.path.join(target, part))
     inside = os.path.commonpath([source, target])
     if inside in (source, target):
         raise StepError(f"{target} and {source} are one folder or lie in each other", code="store-same")
@@ -123,6 +130,39 @@ def _check(spec: Spec, source: str, target: str) -> None:
             f"{target} holds {strange[0]} and is not a models' store",
             hint="name an empty folder, or one that does not exist yet",
             code="store-foreign",
+        )
+    closed = "" if spec.get("bound") else _closed(spec.get("owner", ""), target)
+    if closed:
+        raise StepError(
+            f"the account {spec['owner']}, under which the engine runs, may not enter {closed}",
+            hint=f"`chmod o+x {closed}` lets it, or name another folder; nothing was moved",
+            code="store-closed",
+        )
+
+
+def _closed(owner: str, path: str) -> str:
+    """The first folder on the way to a path that an account may not enter; empty where it may, or runs this itself."""
+    if not owner or os.geteuid() != 0:
+        return ""
+    uid, gid = ids(owner, owner)
+    way, closed = _existing(path), ""
+    while way != "/" and not _enters(way, uid, gid):
+        way, closed = os.path.dirname(way), way
+    return closed
+
+
+def _enters(path: str, uid: int, gid: int) -> bool:
+    """Asked as that account: modes alone do not say it, there may be access lists."""
+    return subprocess.run(["test", "-x", path], user=uid, group=gid, extra_groups=[], check=False).returncode == 0
+
+
+def _no_link(path: str) -> None:
+    """Raises StepError where a folder of a store is a link or lies behind one; the store itself may be one."""
+    if os.path.realpath(path) != path:
+        raise StepError(
+            f"{path} is a link, or lies behind one: what it names may be another's",
+            hint="put the folder itself in its place; the store as a whole may be a link",
+            code="store-link",
         )
 
 
@@ -159,17 +199,25 @@ def _folder(path: str, store: str, account: tuple[int, int]) -> None:
 
 
 def _one(source: str, target: str, store: str, account: tuple[int, int]) -> None:
-    """Copy a file under a temporary name, and give it its own when it is on the disk."""
+    """Copy a file under a temporary name, and give it its own when it is on the disk. No link is followed: both stores
+    belong to the engine's account, and this may run as root.
+    """
+    _no_link(os.path.dirname(target))
     _folder(os.path.dirname(target), store, account)
     new = f"{target}.part"
-    with open(source, "rb") as reading, open(new, "wb") as writing:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    with (
+        open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as reading,
+        open(os.open(new, NEW, 0o600), "wb") as writing,
+    ):
         shutil.copyfileobj(reading, writing, BLOCK)
         writing.flush()
         os.fsync(writing.fileno())
         os.fchmod(writing.fileno(), os.fstat(reading.fileno()).st_mode & 0o777)
         os.fchown(writing.fileno(), *account)
         held = os.fstat(reading.fileno())
-    os.utime(new, ns=(held.st_atime_ns, held.st_mtime_ns))  # Ollama lists models by these times
+    os.utime(new, ns=(held.st_atime_ns, held.st_mtime_ns), follow_symlinks=False)  # Ollama lists models by these times
     os.rename(new, target)
     sync_folder(os.path.dirname(target))
 

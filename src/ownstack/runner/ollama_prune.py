@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from . import ollama_api as api
-from .core import Emit, Result, Spec, progress, read_json, write_json
+from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
 from .ollama_pull import _states
 
 
@@ -31,8 +31,17 @@ def leftovers(spec: Spec, emit: Emit) -> Result:
 
 
 def prune(spec: Spec, emit: Emit) -> Result:
-    """Take leftovers off the engine; the engine frees what no other model shares. spec: url, record, keep."""
-    found = _left(spec)
+    """Take leftovers off the engine; the engine frees what no other model shares.
+
+    spec: url, record, keep, farewell (the box goes: an engine that is not ours may be stopped or gone by then).
+    """
+    try:
+        found = _left(spec)
+    except StepError as error:
+        if not spec.get("farewell") or error.code != "engine-down":
+            raise
+        said = f"models that the box pulled were not removed: {error.message}"
+        return {"changed": False, "data": {"models": [], "said": [said]}}
     if not spec.get("dry"):
         for one in found:
             progress(emit, f"removing {one['model']}")

@@ -103,6 +103,7 @@ def pull(spec: Spec, emit: Emit) -> Result:
         return {"changed": True}
     journal = Journal(state_path(spec["run_dir"], spec["tag"]), spec["tag"], spec.get("download_bytes"))
     try:
+        spec = {**spec, "yours": theirs(spec)}
         with ended_in_order():
             found = held(spec) or _bring(spec, journal, emit)
         _serve(spec, found, journal, emit)
@@ -134,6 +135,19 @@ def present(spec: Spec) -> bool:
     if noted is None:
         return not spec.get("digest") or now["digest"] == spec["digest"]
     return bool(noted["blob"] == now["blob"] and spec.get("digest", "") in ("", noted["digest"]))
+
+
+def theirs(spec: Spec) -> bool:
+    """Whether a person brought the model: asked for it now or earlier, or it was there before the kit pulled it.
+
+    A plan that wants it later writes its context into it and notes it; it stays theirs all the same.
+    """
+    noted = read_json(spec["record"], {}).get(spec["tag"])
+    if spec.get("yours") or noted:
+        return bool(spec.get("yours") or noted.get("yours"))
+    if spec.get("via_api"):
+        return api.state(spec["url"], spec["tag"]) is not None
+    return os.path.exists(os.path.join(spec["models"], "manifests", api.parse(spec["tag"]).path))
 
 
 def held(spec: Spec) -> dict[str, str] | None:

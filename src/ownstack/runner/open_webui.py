@@ -18,6 +18,7 @@ from .http import request, wait_ready
 from .open_webui_probe import STEPS as PROBES
 from .open_webui_reindex import STEPS as REINDEX
 from .open_webui_site import KIT_KEY, Site, kit
+from .open_webui_vectors import STEPS as VECTORS
 from .secrets import fill, has_secret, make, read_secret, write_secret
 
 KIT_NAME = "ownstack"
@@ -243,4 +244,5 @@ STEPS = {
     "sign_in": sign_in,
     **PROBES,
     **REINDEX,
+    **VECTORS,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from .core import Emit, Result, Spec, StepError, heartbeat, progress
 from .http import request
+from .open_webui_memories import memories
 from .open_webui_site import Site, kit
 from .secrets import read_secret
 
@@ -46,8 +47,10 @@ def _lives(site: Site, path: str) -> bool:
 def reindex(spec: Spec, emit: Emit) -> Result:
     """Index all knowledge and all files of chats anew.
 
-    spec: url, secrets_dir, qdrant {url, secret, old, new}: the beginnings of the collections' names.
-    data: knowledge and files, how many (collection, file) pairs and files were indexed again.
+    spec: url, secrets_dir, qdrant {url, secret, old, new}: the beginnings of the collections' names; carried: the new
+    ones were filled by `vectors` before, so that only what came since is left; database, engine, model (empty where
+    the owner has Open WebUI embed with another: memories stay as they are then).
+    data: knowledge and files, how many (collection, file) pairs and files were indexed again, and memories, how many.
     Raises StepError when something that is still there did not arrive.
     """
     about = spec["qdrant"]
@@ -55,30 +58,49 @@ def reindex(spec: Spec, emit: Emit) -> Result:
         return {"changed": True, "data": {}}
     site = kit(spec)
     with heartbeat(emit, "indexing the documents anew"):
-        site.need("POST", "/api/v1/knowledge/reindex", {}, timeout=HOUR)
-        site.call("POST", "/api/v1/knowledge/metadata/reindex", {}, timeout=HOUR)
-        files = {tenant for tenant, _ in _indexed(spec, f"{about['old']}_files")}
-        here = {tenant for tenant, _ in _indexed(spec, f"{about['new']}_files")}
-        for done, tenant in enumerate(sorted(files - here)):
-            progress(emit, "indexing the files of chats anew", done, len(files))
-            file = tenant.removeprefix("file-")
-            if _lives(site, f"/api/v1/files/{file}"):
-                site.call("POST", "/api/v1/retrieval/process/file", {"file_id": file}, timeout=HOUR)
-    missing = _missing(spec, site)
+        if spec.get("carried"):
+            _rest(spec, site, emit)
+        else:
+            _all(spec, site, emit)
+    missing = sorted({file or tenant for _, tenant, file in _missing(spec, site)})
     if missing:
         raise StepError(
             f"{len(missing)} of the documents could not be indexed anew: {', '.join(missing[:5])}",
             hint="`ownstack logs open_webui` and `ownstack logs ollama` show why",
             code="reindex-incomplete",
         )
-    data = {"knowledge": len(_indexed(spec, f"{about['new']}_knowledge")), "files": len(files)}
-    return {"changed": True, "data": data}
+    data = {name: len(_indexed(spec, f"{about['new']}_{name}")) for name in ("knowledge", "files")}
+    return {"changed": True, "data": {**data, "memories": memories(spec) if spec.get("model") else 0}}
 
 
-def _missing(spec: Spec, site: Site) -> list[str]:
-    """What the earlier collections hold, Open WebUI still knows, and the new ones lack."""
+def _all(spec: Spec, site: Site, emit: Emit) -> None:
     about = spec["qdrant"]
-    lost: list[str] = []
+    site.need("POST", "/api/v1/knowledge/reindex", {}, timeout=HOUR)
+    site.call("POST", "/api/v1/knowledge/metadata/reindex", {}, timeout=HOUR)
+    files = {tenant for tenant, _ in _indexed(spec, f"{about['old']}_files")}
+    here = {tenant for tenant, _ in _indexed(spec, f"{about['new']}_files")}
+    for done, tenant in enumerate(sorted(files - here)):
+        progress(emit, "indexing the files of chats anew", done, len(files))
+        file = tenant.removeprefix("file-")
+        if _lives(site, f"/api/v1/files/{file}"):
+            site.call("POST", "/api/v1/retrieval/process/file", {"file_id": file}, timeout=HOUR)
+
+
+def _rest(spec: Spec, site: Site, emit: Emit) -> None:
+    """What was added while the others were carried over; the files first, whose texts knowledge takes over."""
+    left = sorted(_missing(spec, site))
+    for done, (kind, tenant, file) in enumerate(left):
+        progress(emit, "indexing what came since", done, len(left))
+        asked = {"file_id": file or tenant.removeprefix("file-")}
+        if kind == "knowledge":
+            asked["collection_name"] = tenant
+        site.call("POST", "/api/v1/retrieval/process/file", asked, timeout=HOUR)
+
+
+def _missing(spec: Spec, site: Site) -> list[tuple[str, str, str]]:
+    """(kind, tenant, file) that the earlier collections hold, Open WebUI still knows, and the new ones lack."""
+    about = spec["qdrant"]
+    lost: list[tuple[str, str, str]] = []
     for kind in ("knowledge", "files"):
         gone = _indexed(spec, f"{about['old']}_{kind}") - _indexed(spec, f"{about['new']}_{kind}")
         for tenant, file in sorted(gone):
@@ -86,8 +108,8 @@ def _missing(spec: Spec, site: Site) -> list[str]:
             if kind == "knowledge":
                 known = known and _lives(site, f"/api/v1/knowledge/{tenant}")
             if known:
-                lost.append(file or tenant)
-    return sorted(set(lost))
+                lost.append((kind, tenant, file))
+    return lost
 
 
 STEPS: dict[str, Any] = {"reindex": reindex}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.parse
+
 from .core import Emit, Result, Spec, StepError
 from .http import request
 from .secrets import read_secret
@@ -12,6 +14,11 @@ PATIENCE_S = 10
 
 def _headers(spec: Spec, name: str) -> dict[str, str]:
     return {"api-key": read_secret(spec["secrets_dir"], name)}
+
+
+def _of(spec: Spec, collection: str) -> str:
+    """The address of a collection; who makes one, a workflow say, may give it any name."""
+    return f"{spec['url']}/collections/{urllib.parse.quote(collection, safe='')}"
 
 
 def probe(spec: Spec, emit: Emit) -> Result:
@@ -44,7 +51,11 @@ def counts(spec: Spec, emit: Emit) -> Result:
     found = {}
     for item in answer["result"]["collections"]:
         name = item["name"]
-        _, one = request("POST", f"{spec['url']}/collections/{name}/points/count", {"exact": True}, headers=headers)
+        status, one = request("POST", f"{_of(spec, name)}/points/count", {"exact": True}, headers=headers)
+        if status == 404:  # somebody deleted it meanwhile
+            continue
+        if status != 200:
+            raise StepError(f"Qdrant answers {status} to a count of {name}", hint="`ownstack logs qdrant` shows why")
         found[name] = one["result"]["count"]
     return {"changed": False, "data": found}
 
@@ -60,8 +71,7 @@ def drop(spec: Spec, emit: Emit) -> Result:
     """Delete those collections. spec: as for `of`."""
     found = of(spec, emit)["data"]["collections"]
     for name in [] if spec.get("dry") else found:
-        url = f"{spec['url']}/collections/{name}"
-        status, said = request("DELETE", url, headers=_headers(spec, "qdrant_api_key"), timeout=120)
+        status, said = request("DELETE", _of(spec, name), headers=_headers(spec, "qdrant_api_key"), timeout=120)
         if status != 200:
             why = said.get("status", said) if isinstance(said, dict) else said
             raise StepError(

@@ -18,7 +18,7 @@ import urllib.parse
 from typing import Any
 
 from . import backup_parts as parts
-from .backup import alone, unlock
+from .backup import UPLOADS, alone, tidy, unlock
 from .backup_file import Reader, opened
 from .core import (
     Emit,
@@ -79,13 +79,14 @@ def _items(spec: Spec) -> list[dict[str, str]]:
 def stage(spec: Spec, emit: Emit) -> Result:
     """Lay everything ready beside what is there. Changes nothing that a service sees.
 
-    spec: file, var, services: [{name, folder}] (with qdrant's, which begins empty), records, secrets_dir, state, lock,
-    age, passphrase_file or identity_file.
+    spec: file, var, work, services: [{name, folder}] (with qdrant's, which begins empty), records, secrets_dir, state,
+    lock, age, passphrase_file or identity_file.
     """
     os.umask(0o077)
     with alone(spec["lock"]), opened(spec["file"]) as held:
         if _status(spec) in PENDING:
             raise StepError("an earlier restore was cut off", hint=HINT, code="restore-pending")
+        tidy(spec["work"], UPLOADS, spec["file"])
         try:
             _stage(held, spec, emit)
         except (StepError, OSError):
@@ -332,6 +333,8 @@ def finish(spec: Spec, emit: Emit) -> Result:
 
 def _end(spec: Spec, status: str) -> None:
     """Note the end, then take away what lies aside or ready, and note that too."""
+    if _status(spec) not in PENDING:  # nothing was exchanged, and a disk that it filled has no space for the word
+        _clear(spec)
     _note(spec, status, **ENDED)
     _clear(spec)
     _note(spec, status, clean=True)
@@ -343,7 +346,7 @@ def _clear(spec: Spec) -> None:
     for path in (
         _room(spec),
         f"{spec['state']}.next",
-        *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone")],
+        *[f"{folder}.restore-{end}" for end in ("new", "old", "old.gone", "old.copying")],
     ):
         _remove(path)
 

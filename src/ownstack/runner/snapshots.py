@@ -12,11 +12,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .backup import alone
 from .core import (
+    FULL,
     Emit,
     Result,
     Spec,
@@ -34,7 +35,6 @@ from .restore import _remove
 from .snapshots_aside import SPARE, drop_replaced, fills, lying, replaced, set_aside, told, worked_with
 from .snapshots_counts import counts
 from .snapshots_data import (
-    FULL,
     HINT,
     copy_folder,
     copy_small,
@@ -125,9 +125,9 @@ def take(spec: Spec, emit: Emit) -> Result:
         if _state(spec).get("status") in PENDING:
             raise StepError("an earlier upgrade was cut off", hint=AGAIN, code="upgrade-pending")
         space(spec, emit)
-        before = counts(spec["count"], emit)["data"]
-        if before["key"]:
-            n8n_key(spec["secrets_dir"], spec["count"]["n8n_data"], os.path.join(spec["var"], "n8n-content.json"))
+        before = _sound(
+            spec, emit, lambda: _counted(spec, emit), {"tables": {}, "vectors": {}, "models": {}, "key": ""}
+        )
         folder = _folder(spec, spec["id"])
         items = [_item(folder, item) for item in spec["items"]]
         about = {
@@ -144,7 +144,7 @@ def take(spec: Spec, emit: Emit) -> Result:
                 progress(emit, f"copying what {item['name']} keeps")
                 copy_folder(item["place"], item["copy"])
             copy_small(spec, folder)
-            tables = opened(spec, folder, items, emit)
+            tables = _sound(spec, emit, lambda: opened(spec, folder, items, emit), {})
             os.sync()
             before["tables"] = tables
             about["counts"] = before
@@ -155,6 +155,24 @@ def take(spec: Spec, emit: Emit) -> Result:
         lay_ahead(spec["state"], {**now, "status": "passed"})
         write_json(spec["state"], {**now, "status": "taken"})
     return {"changed": True, "data": {"folder": folder, "bytes": about["bytes"], "counts": before}}
+
+
+def _counted(spec: Spec, emit: Emit) -> dict[str, Any]:
+    found: dict[str, Any] = counts(spec["count"], emit)["data"]
+    if found["key"]:
+        n8n_key(spec["secrets_dir"], spec["count"]["n8n_data"], os.path.join(spec["var"], "n8n-content.json"))
+    return found
+
+
+def _sound(spec: Spec, emit: Emit, look: Callable[[], dict[str, Any]], nothing: dict[str, Any]) -> dict[str, Any]:
+    """What a look at today's data gives. On a way back it need not be sound: that may be why somebody goes back."""
+    try:
+        return look()
+    except StepError as error:
+        if spec["kind"] != "rollback":
+            raise
+        progress(emit, f"today's data is copied as it is: {error.message}")
+        return nothing
 
 
 @contextlib.contextmanager
@@ -202,8 +220,9 @@ def revert(spec: Spec, emit: Emit) -> Result:
 
     spec: var, state, lock, opt, secrets_dir, manifest, manager, supervisor, id (only of this one, by the run that made
     it; may be left out), units (to stop, where they are not those of the snapshot).
-    data: reverted, stays (where it passed already), and where it was begun (whether programs and data may have been
-    others), id, kind, role, from, to, replaced (where the data lies that people may have worked with since).
+    data: reverted, stays (where it passed already), gone (the copy's folder, where somebody took it away: then nothing
+    is put back), and where it was begun (whether programs and data may have been others), id, kind, role, from, to,
+    replaced (where the data lies that people may have worked with since).
     """
     with alone(spec["lock"]):
         now = _state(spec)
@@ -211,6 +230,9 @@ def revert(spec: Spec, emit: Emit) -> Result:
             stays = now.get("status") in ("passed", "done") and now["id"] == spec.get("id")
             return {"changed": False, "data": {"reverted": False, "stays": stays}}
         folder = _folder(spec, now["id"])
+        if now["status"] == "taken" and not os.path.exists(os.path.join(folder, ABOUT)):
+            # the earlier program would open data that the newer one has written
+            return {"changed": False, "data": {"reverted": False, "gone": folder, **_told(now)}}
         progress(emit, "putting back what was there")
         units = spec.get("units", now["units"])
         if units:
@@ -274,6 +296,8 @@ def recover(spec: Spec, emit: Emit) -> str:
     done = revert({**spec, "units": up}, emit)["data"]
     if up:
         boss.start(up)
+    if done.get("gone"):
+        return f"{what}, and the copy of its data is gone from {done['gone']}: what is there stays; run `ownstack up`"
     return f"{what}: programs and data are as they were before it{told(done.get('replaced', ()))}"
 
 

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from .core import StepError, read_json, sync_folder, write_json
+from .core import FULL, StepError, read_json, sync_folder, write_json
 from .disk import weigh
 from .restore import _remove
-from .snapshots_data import FULL, copy_folder
+from .snapshots_data import copy_folder
 
 KEEP_S = 600
 SPARE = 64 << 20

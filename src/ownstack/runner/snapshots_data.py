@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from .artifacts import switch
-from .core import Emit, Spec, StepError, progress, sync_folder, write_file
+from .core import FULL, Emit, Spec, StepError, progress, sync_folder, write_file
 from .managers import call
 from .restore import _remove, _rename
 from .secrets import NAME, read_secret, write_secret
 from .snapshots_counts import N8N_DATABASE, database_counts
 
 HINT = "nothing was changed; the service runs on as before"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def copy_live(item: Spec, folder: str) -> None:
             if last:
                 raise
     for name in item["databases"]:
-        source, target = os.path.join(item["place"], name), os.path.join(folder, name)
+        source, target = parts.own(item["place"], name), os.path.join(folder, name)
         if os.path.exists(source):
             for end in ("", *parts.SIDE):
                 _remove(f"{target}{end}")

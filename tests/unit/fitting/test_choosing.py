@@ -220,6 +220,9 @@ def test_pins_context_and_cpu_only_are_respected() -> None:
     assert choose_models(report(24564), Wishes(cpu_only=True), DATA).engine == "cpu"
     with pytest.raises(ConfigError):
         choose_models(report(24564), Wishes(pins={"chat": "no-such-model"}), DATA)
+    with pytest.raises(UnsupportedError, match=r"named \(chat = llama3\.3:70b\)") as caught:
+        choose_models(report(6144), Wishes(pins={"chat": "llama3.3:70b"}), DATA)
+    assert "--set models.chat" in caught.value.hint, "it may stand in the settings of a backup"
     with pytest.raises(UnsupportedError) as caught:
         choose_models(report(0, 1), Wishes(), DATA)
     assert caught.value.exit_code == 3
