@@ -14,14 +14,16 @@ from ownstack.engine.session import Session, Target
 
 def test_it_is_private_and_gone_afterwards_and_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    for name, days in (("ownstack-0123456789", 2), ("ownstack-abcdefghij", 0), ("ownstack-mine", 2), ("theirs", 2)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "word").write_text("secret")
+    for name, days in (("private.0123456789", 2), ("private.abcdefghij", 0), ("mine", 2), ("0123456789", 2)):
+        folder = tmp_path / f"ownstack-{name}"
+        folder.mkdir()
+        (folder / "word").write_text("secret")
         when = time.time() - days * 86400
-        os.utime(tmp_path / name, (when, when))
+        os.utime(folder, (when, when))
     with Session(Target()) as session, session.private("a word") as path:
         assert Path(path).read_text() == "a word"
         assert Path(path).parent.parent == tmp_path
         assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["ownstack-abcdefghij", "ownstack-mine", "theirs"]
+    left = ["0123456789", "mine", "private.abcdefghij"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [f"ownstack-{name}" for name in left]

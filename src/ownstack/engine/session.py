@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 OnEvent = Callable[[dict[str, Any]], None]
 MARK = "__ownstack_rc="
 MOST_BEGUN = 64 << 20  # bytes that are written to see whether a host takes a file
-PRIVATE = r"""
-d=${XDG_RUNTIME_DIR:-/dev/shm}; [ -w "$d" ] || d=/tmp
-find "$d" -maxdepth 1 -type d -name 'ownstack-??????????' -user "$(id -u)" -mmin +1440 -exec rm -rf {} + 2>/dev/null
-umask 077; mktemp -d "$d/ownstack-XXXXXXXXXX"
+# a folder of its own in $d, for the login user alone; what a run that was killed left there goes a day later
+FOLDER = r"""[ -w "$d" ] || d=/tmp
+find "$d" -maxdepth 1 -type d -name 'ownstack-private.??????????' -user "$(id -u)" -mmin +1440 -exec rm -rf {} + \
+    2>/dev/null
+umask 077; mktemp -d "$d/ownstack-private.XXXXXXXXXX"
 """
+IN_MEMORY = "d=${XDG_RUNTIME_DIR:-/dev/shm}; "
+ON_DISK = "d=/var/tmp; "
 # pyinfra would carry a sudo password in the command line; ours is read from a file by this askpass,
 # and pyinfra is given a word without meaning.
 PLACEHOLDER = "see-askpass"
@@ -216,7 +219,7 @@ class Session:
 
         One that a killed run left a day ago goes.
         """
-        rc, out, err = self.shell(PRIVATE, root=False)
+        rc, out, err = self.shell(IN_MEMORY + FOLDER, root=False)
         if rc != 0:
             raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /tmp")
         return out.strip().splitlines()[-1]
@@ -298,10 +301,7 @@ class Session:
         if not self._sudo or self.target.local:
             yield {}
             return
-        rc, out, err = self.shell(
-            "umask 077; mktemp -d /var/tmp/ownstack-XXXXXXXXXX 2>/dev/null || mktemp -d /tmp/ownstack-XXXXXXXXXX",
-            root=False,
-        )
+        rc, out, err = self.shell(ON_DISK + FOLDER, root=False)
         if rc != 0:
             raise RunError(f"no private folder on {self.target}: {err.strip()}", hint="free space in /var/tmp")
         folder = out.strip().splitlines()[-1]
