@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Older:
     kit: Path
     data: dict[str, Any]
     state: State
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)  # a test that fails shows its arguments
 
     @contextlib.contextmanager
     def clone(self, network: Network, name: str, *newer: Path) -> Iterator[Host]:

@@ -41,7 +41,7 @@ def test_data_of_older_versions_moves_in(
         )
         print(f"imported in {web_ui['seconds']} and {flows['seconds']} s: {web_ui['holds']}, {flows['holds']}")
         assert (state(there / "open_webui"), state(there / "n8n/.n8n")) == before, "the source was read only"
-        assert web_ui["documents"] == {"files": 1, "knowledge": 1, "left": []}
+        assert web_ui["documents"] == {"files": 1, "knowledge": 1, "memories": 0, "left": []}
         assert flows["holds"]["credentials"] >= 2
         assert {check["status"] for check in ownstack.json("verify")["checks"]} == {"ok"}
         status, token = sign_in(box, plan, owner, (secrets / Path(file).name).read_text().strip())
