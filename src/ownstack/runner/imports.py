@@ -19,8 +19,10 @@ from typing import Any
 
 from . import backup_parts as parts
 from . import imports_n8n, restore
-from .backup import N8N_KEY, UPLOADS, alone, tidy
+from .backup import UPLOADS, alone, tidy
+from .backup_check import N8N_KEY
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
+from .counted import COUNTED
 from .http import request
 from .imports_index import documents
 from .imports_source import Source, address, recognised, take
@@ -36,10 +38,6 @@ TRIES = 3
 KEPT = {
     "open_webui": ("user", "auth", "chat", "file", "knowledge", "folder", "note", "memory"),
     "n8n": ("user", "workflow_entity", "credentials_entity", "tag_entity"),
-}
-COUNTED = {
-    "open_webui": {"user": "accounts", "chat": "chats", "file": "files", "knowledge": "knowledge collections"},
-    "n8n": {"user": "accounts", "workflow_entity": "workflows", "credentials_entity": "credentials"},
 }
 # as it can stand in a file of variables without quotes; those that n8n makes are of base64, and may begin with + or /
 SAFE_KEY = re.compile(r"[A-Za-z0-9+/][!-~]*")
@@ -197,7 +195,7 @@ def _ids(kind: str, database: str) -> dict[str, list[str]]:
 
 def _holds(kind: str, database: str) -> dict[str, int]:
     rows = parts.rows(database)
-    return {what: rows.get(table, 0) for table, what in COUNTED[kind].items()}
+    return {what: rows.get(table, 0) for table, what in COUNTED[kind]}
 
 
 def _now(kind: str, live: str) -> dict[str, int]:
@@ -207,7 +205,7 @@ def _now(kind: str, live: str) -> dict[str, int]:
     found = {}
     with contextlib.closing(_live(live)) as held:
         tables = {row[0] for row in held.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        for table, what in COUNTED[kind].items():
+        for table, what in COUNTED[kind]:
             if table in tables:
                 found[what] = int(held.execute(parts._count(table)).fetchone()[0])
         if kind == "open_webui" and "user" in tables:
