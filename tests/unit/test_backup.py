@@ -545,3 +545,12 @@ def test_the_newest_of_a_folder_is_found(tmp_path: Path) -> None:
     assert find(tmp_path, "c" * 12) == str(tmp_path / f"{mine}4{end}"), "of another machine, where it is the only one"
     assert find(tmp_path / "z.tar") == str(tmp_path / "z.tar")
     assert find(tmp_path / "none") == ""
+
+
+def test_accounts_in_what_a_backup_holds_are_those_of_open_webui() -> None:
+    """n8n has a table of that name too, and would take their place."""
+    tables = {
+        "data/open_webui/webui.db": {"user": 3},
+        "data/n8n/.n8n/database.sqlite": {"user": 1, "workflow_entity": 2},
+    }
+    assert backup_check.holds({"tables": tables, "vectors": None}) == {"accounts": 3, "workflows": 2}
