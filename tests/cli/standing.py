@@ -7,6 +7,7 @@ import importlib
 import json
 import pkgutil
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ownstack.hardware.report import HardwareReport
 from ownstack.runner.__main__ import find
 from ownstack.settings import Settings
 from ownstack.state import BoxState
+from ownstack.verify.check import Check, Outcome
 from tests.plan.fake import FakeSession, Seen, bare
 from tests.unit import machines
 
@@ -95,3 +97,32 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, box: Box, role: str) -> None:
     box.state = before.model_copy(update={"work": {"upgrade": {"status": "taken", **about}}})
     monkeypatch.setattr(preflight, "read_state", lambda session, layout: before)
     monkeypatch.setitem(ANSWERS, "snapshots.revert", {"reverted": True, "begun": True})
+
+
+def verdict(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    one = Check("open-webui-account", "The kit signs in", lambda context: outcome, "look", "open_webui")
+    monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def steps(box: Box) -> list[str]:
+    found = []
+    for command in box.seen.commands:
+        match = re.search(r"runner'? '?([a-z0-9_]+\.[a-z0-9_]+)'? --json", command)
+        if match and '"dry": true' not in command:
+            found.append(match[1])
+    return found
+
+
+def spec(box: Box, step: str) -> dict[str, Any]:
+    named = [c for c in box.seen.commands if f"{step} --json" in c.replace("'", "")]
+    (command,) = [c for c in named if '"dry": true' not in c]
+    words = shlex.split(command)
+    while "--json" not in words:  # a shell within a shell
+        words = shlex.split(next(word for word in words if "--json" in word))
+    found: dict[str, Any] = json.loads(words[words.index("--json") + 1])
+    return found

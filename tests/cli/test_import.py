@@ -11,8 +11,7 @@ import pytest
 from ownstack.cli import run
 from ownstack.verify.check import Outcome
 from tests.cli import standing
-from tests.cli.standing import Box
-from tests.cli.test_backup import spec, steps, told, verdict
+from tests.cli.standing import Box, spec, steps, told, verdict
 from tests.unit.test_imports import flows
 
 WORD = "TheKeyOfTheOther"

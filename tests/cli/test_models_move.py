@@ -14,8 +14,7 @@ from ownstack.engine.session import Session
 from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
-from tests.cli.standing import Box
-from tests.cli.test_backup import steps
+from tests.cli.standing import Box, steps
 from tests.unit import machines
 
 activate()

@@ -21,7 +21,7 @@ from ownstack.engine import backups
 from ownstack.kit import activate
 from ownstack.plan import Plan
 from ownstack.runner import backup_parts
-from ownstack.runner.backup import unlock
+from ownstack.runner.backup_check import unlock
 from ownstack.runner.backup_file import opened
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_open_webui import sign_in, web

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, backup_parts, restore
+from ownstack.runner import backup, backup_check, backup_names, backup_parts, restore
 from ownstack.runner.backup_file import MANIFEST, Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import CANARY, WORD, SmallBox, identity, rewritten, writer
@@ -109,7 +109,7 @@ def test_a_backup_holds_everything_and_is_opened_again(box: SmallBox) -> None:
     assert not [name for name in reader.index if "cache" in name or name.endswith(("-wal", "-shm"))]
     assert json.loads((box.var / "backups.json").read_text())["last"]["file"] == str(path)
     assert list((box.var / "work").iterdir()) == []
-    found = backup.verify(box.verify_spec(str(path), identity_file=str(box.identity)), silent)["data"]
+    found = backup_check.verify(box.verify_spec(str(path), identity_file=str(box.identity)), silent)["data"]
     assert found["opened"]
     assert found["holds"] == data["holds"]
 
@@ -159,22 +159,22 @@ def test_for_a_recipient_it_opens_with_the_identity_alone(box: SmallBox, tmp_pat
     for file, right in ((box.identity, True), (other, False)):
         spec = box.verify_spec(path, identity_file=str(file))
         if right:
-            assert backup.verify(spec, silent)["data"]["opened"]
+            assert backup_check.verify(spec, silent)["data"]["opened"]
         else:
             with pytest.raises(StepError) as caught:
-                backup.verify(spec, silent)
+                backup_check.verify(spec, silent)
             assert caught.value.code == "wrong-passphrase"
 
 
 def test_a_wrong_passphrase_is_told_and_none_is_no_error(box: SmallBox, tmp_path: Path) -> None:
     path = made(box, **by_word(box))["file"]
-    assert not backup.verify(box.verify_spec(path), silent)["data"]["opened"]
+    assert not backup_check.verify(box.verify_spec(path), silent)["data"]["opened"]
     right = box.verify_spec(path, passphrase_file=str(box.passphrase))
-    assert backup.verify(right, silent)["data"]["opened"]
+    assert backup_check.verify(right, silent)["data"]["opened"]
     wrong = tmp_path / "wrong"
     wrong.write_text("another passphrase\n")
     with pytest.raises(StepError) as caught:
-        backup.verify(box.verify_spec(path, passphrase_file=str(wrong)), silent)
+        backup_check.verify(box.verify_spec(path, passphrase_file=str(wrong)), silent)
     assert caught.value.code == "wrong-passphrase"
     assert WORD not in caught.value.message
 
@@ -187,7 +187,7 @@ def test_every_changed_byte_of_a_part_is_found(box: SmallBox) -> None:
         place = member.offset_data + number * 7919 % member.size
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         with pytest.raises(StepError) as caught:
-            backup.verify(box.verify_spec(str(path)), silent)
+            backup_check.verify(box.verify_spec(str(path)), silent)
         assert caught.value.code in ("backup-damaged", "backup-schema"), member.name
     assert len(members) >= 7
 
@@ -199,7 +199,7 @@ def test_a_cut_file_is_found(share: float, box: SmallBox) -> None:
     last = Reader(str(path)).members[MANIFEST]  # behind it there is only the tar's own padding
     path.write_bytes(whole[: int((last.offset_data + last.size) * share)])
     with pytest.raises(StepError) as caught:
-        backup.verify(box.verify_spec(str(path)), silent)
+        backup_check.verify(box.verify_spec(str(path)), silent)
     assert caught.value.code == "backup-damaged"
 
 
@@ -211,7 +211,7 @@ def test_a_database_that_is_damaged_inside_is_found_though_its_hash_is_right(box
     data = held.read(name)
     rewritten(held, str(new), box.make_spec(), {name: data[:4096] + b"\xff" * 4096 + data[8192:]})
     with pytest.raises(StepError) as caught:
-        backup.verify(box.verify_spec(str(new), identity_file=str(box.identity)), silent)
+        backup_check.verify(box.verify_spec(str(new), identity_file=str(box.identity)), silent)
     assert caught.value.code == "backup-damaged"
     assert "webui.db" in caught.value.message
 
@@ -228,7 +228,7 @@ def test_no_name_in_it_leads_out_of_the_folder_it_is_laid_in(name: str, box: Sma
     else:
         rewritten(held, new, box.make_spec(), {}, sealed={name: "eA=="})
     with pytest.raises(StepError, match="its index is wrong") as caught:
-        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+        backup_check.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
     assert caught.value.code == "backup-damaged"
     with pytest.raises(StepError):
         restore.stage(box.restore_spec(new), silent)
@@ -240,7 +240,7 @@ def test_what_goes_into_a_configuration_is_looked_at(box: SmallBox, tmp_path: Pa
     plan = {"vectors": "open-webui\nWEBUI_AUTH=false", "models": []}
     rewritten(held, new, box.make_spec(), {"box.json": json.dumps({"plan": plan}).encode()})
     with pytest.raises(StepError, match="no beginning of a collection's name") as caught:
-        backup.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
+        backup_check.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
     assert caught.value.code == "backup-damaged"
 
 
@@ -259,7 +259,7 @@ def test_parts_that_are_missing_or_not_named_are_found(box: SmallBox, tmp_path: 
                     target.addfile(extra)
                 target.addfile(member, source.extractfile(member) if member.isfile() else None)
         with pytest.raises(StepError) as caught:
-            backup.verify(box.verify_spec(str(new)), silent)
+            backup_check.verify(box.verify_spec(str(new)), silent)
         assert caught.value.code == "backup-damaged", change
 
 
@@ -527,7 +527,7 @@ def test_the_newest_of_a_folder_is_found(tmp_path: Path) -> None:
             (tmp_path / name).write_text("x")
 
     def find(path: Path, mark: str = "") -> Any:
-        return backup.find({"path": str(path), "mark": mark}, silent)["data"]["file"]
+        return backup_names.find({"path": str(path), "mark": mark}, silent)["data"]["file"]
 
     put("z.tar", f"ownstack-a-20260102{end}", f"ownstack-a-20260101{end}")
     assert find(tmp_path, "a" * 12) == find(tmp_path) == str(tmp_path / f"ownstack-a-20260102{end}"), "without marks"
@@ -545,3 +545,12 @@ def test_the_newest_of_a_folder_is_found(tmp_path: Path) -> None:
     assert find(tmp_path, "c" * 12) == str(tmp_path / f"{mine}4{end}"), "of another machine, where it is the only one"
     assert find(tmp_path / "z.tar") == str(tmp_path / "z.tar")
     assert find(tmp_path / "none") == ""
+
+
+def test_accounts_in_what_a_backup_holds_are_those_of_open_webui() -> None:
+    """n8n has a table of that name too, and would take their place."""
+    tables = {
+        "data/open_webui/webui.db": {"user": 3},
+        "data/n8n/.n8n/database.sqlite": {"user": 1, "workflow_entity": 2},
+    }
+    assert backup_check.holds({"tables": tables, "vectors": None}) == {"accounts": 3, "workflows": 2}

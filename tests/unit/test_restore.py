@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import backup, core, restore, snapshots, snapshots_aside
+from ownstack.runner import backup, core, restore, snapshots_aside, snapshots_kept
 from ownstack.runner.backup_file import Reader
 from ownstack.runner.core import Event, StepError
 from tests.fixtures.small_box import SmallBox, identity
@@ -235,7 +235,7 @@ def test_what_people_have_worked_with_lies_aside_wherever_its_way_back_is_cut_of
         assert keys.items() <= {path.name: path.read_bytes() for path in (folder / "secrets").iterdir()}.items()
         assert stat.S_IMODE((folder / "secrets").stat().st_mode) == 0o700
         told = {"lock": spec["lock"], "state": "/nonexistent", "var": spec["var"], "ids": [row["id"]]}
-        snapshots.drop(told, silent)
+        snapshots_kept.drop(told, silent)
         assert second.content() == before, "and on demand it goes"
         if limit >= points:
             break

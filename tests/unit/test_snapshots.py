@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.runner import restore, snapshots, snapshots_aside, snapshots_data, snapshots_rehearsal
+from ownstack.runner import restore, snapshots, snapshots_aside, snapshots_data, snapshots_kept, snapshots_rehearsal
 from ownstack.runner.core import Event, StepError
 from ownstack.runner.n8n import fingerprint
 from ownstack.runner.snapshots_counts import counts, database_counts
@@ -184,7 +184,7 @@ def test_a_kept_upgrade_leaves_the_last_snapshot_and_two_releases(box: Box) -> N
         link.symlink_to(target)
         snapshots.commit(box.place(), silent)
         assert box.status() == "done"
-    rows = snapshots.held(box.place(), silent)["data"]["snapshots"]
+    rows = snapshots_kept.held(box.place(), silent)["data"]["snapshots"]
     assert [row["id"] for row in rows] == ["second"]
     assert rows[0]["counts"]["tables"]["n8n"]["workflows"] == 3
     assert rows[0]["links"] == {"n8n": "releases/3-cc", "node": "releases/2-bb"}
@@ -203,9 +203,9 @@ def test_a_python_that_an_environment_was_made_with_stays(box: Box) -> None:
     link = box.opt / "node/current"
     link.unlink()
     link.symlink_to("releases/3-cc")
-    assert snapshots.prune(str(box.opt), {"node": "releases/2-bb"}) == []
+    assert snapshots_kept.prune(str(box.opt), {"node": "releases/2-bb"}) == []
     (box.opt / "open_webui/releases/2-bb/bin/python").unlink()
-    assert [Path(path).name for path in snapshots.prune(str(box.opt), {"node": "releases/2-bb"})] == ["1-aa"]
+    assert [Path(path).name for path in snapshots_kept.prune(str(box.opt), {"node": "releases/2-bb"})] == ["1-aa"]
 
 
 def test_rows_that_lie_in_the_log_of_a_killed_service_are_in_the_snapshot(box: Box) -> None:
@@ -272,7 +272,7 @@ def test_a_second_one_is_refused_while_one_is_open(box: Box) -> None:
     assert not snapshots.revert(box.place(id="second"), silent)["data"]["reverted"], "it is not the second one's"
     assert box.status() == "taken"
     with pytest.raises(StepError):
-        snapshots.drop({**box.place(), "ids": ["first"]}, silent)
+        snapshots_kept.drop({**box.place(), "ids": ["first"]}, silent)
 
 
 def test_too_little_space_is_said_before_anything_stops(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,8 @@ class Cut(BaseException):
 
 TOUCHING = {
     snapshots_data: ("_remove", "_rename", "copy_folder", "put_file", "switch", "write_secret", "empty"),
-    snapshots: ("_remove", "copy_folder", "_drop"),
+    snapshots: ("_remove", "copy_folder", "discard"),
+    snapshots_kept: ("_remove",),
     snapshots_aside: ("_move", "write_json", "sync_folder"),
 }
 
@@ -476,7 +477,7 @@ def test_what_people_have_worked_with_lies_aside_wherever_it_is_cut_off(
         if box.status() == "taken":
             done = snapshots.revert(box.place(), silent)["data"]
         assert kept(box.content()) == before, limit
-        (row,) = snapshots.held(box.place(), silent)["data"]["replaced"]
+        (row,) = snapshots_kept.held(box.place(), silent)["data"]["replaced"]
         database = "n8n/.n8n/database.sqlite" if role == "n8n" else "open_webui/webui.db"
         with contextlib.closing(sqlite3.connect(box.var / "snapshots/first.replaced" / database)) as opened:
             assert opened.execute("SELECT count(*) FROM migrated").fetchone() == (0,), limit
@@ -495,17 +496,17 @@ def test_what_lies_aside_is_told_and_dropped_on_demand(box: Box) -> None:
     box.changed_by_the_new_version()
     box.days_later()
     told = snapshots.recover(box.place(), silent)
-    (row,) = snapshots.held(box.place(), silent)["data"]["replaced"]
+    (row,) = snapshots_kept.held(box.place(), silent)["data"]["replaced"]
     assert told.endswith(f"as they were before it; what was there since is kept in {row['paths'][0]}")
     assert (row["role"], row["kind"], row["to"], row["bytes"] > 1000) == ("n8n", "upgrade", {"n8n": "3"}, True)
     snapshots.take(box.spec(identity="second"), silent)
     snapshots.commit(box.place(), silent)
     assert len(beside(box)) == 1, "a further upgrade leaves it where it is"
-    dropped = snapshots.drop({**box.place(), "ids": ["first"]}, silent)["data"]["removed"]
+    dropped = snapshots_kept.drop({**box.place(), "ids": ["first"]}, silent)["data"]["removed"]
     assert dropped == row["paths"]
     assert beside(box) == []
-    assert snapshots.held(box.place(), silent)["data"]["replaced"] == []
-    assert len(snapshots.held(box.place(), silent)["data"]["snapshots"]) == 1
+    assert snapshots_kept.held(box.place(), silent)["data"]["replaced"] == []
+    assert len(snapshots_kept.held(box.place(), silent)["data"]["snapshots"]) == 1
 
 
 def test_a_second_one_never_takes_the_place_of_the_first(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,7 +522,7 @@ def test_a_second_one_never_takes_the_place_of_the_first(box: Box, monkeypatch: 
     box.flow.mkdir()
     (box.flow / "made since").write_text("x")
     assert snapshots.revert(box.place(), silent)["data"]["reverted"]
-    (row,) = snapshots.held(box.place(), silent)["data"]["replaced"]
+    (row,) = snapshots_kept.held(box.place(), silent)["data"]["replaced"]
     assert [sorted(os.listdir(path)) for path in row["paths"]] == [[".n8n"], ["made since"]]
 
 
@@ -582,7 +583,7 @@ def test_on_a_disk_of_its_own_it_lies_beside(how: str, small_disk: Path, tmp_pat
         )
         assert (Path(path) / ".n8n/left-by-the-new-one").exists()
         assert kept(box.content()) == before
-        snapshots.drop({**box.place(), "ids": ["first"]}, silent)
+        snapshots_kept.drop({**box.place(), "ids": ["first"]}, silent)
         assert not Path(path).exists()
         assert not (box.var / "snapshots").exists()
     finally:
@@ -626,7 +627,7 @@ def test_taking_may_be_cut_off_anywhere_and_changed_nothing(tmp_path: Path, monk
             else:
                 break
         assert box.status() == "taking"
-        assert snapshots.held(box.place(), silent)["data"]["snapshots"] == []
+        assert snapshots_kept.held(box.place(), silent)["data"]["snapshots"] == []
         snapshots.revert(box.place(), silent)
         assert box.content() == before
         assert not (box.var / "snapshots").exists()
@@ -683,7 +684,7 @@ def test_a_full_disk_is_no_hindrance_to_keeping_what_has_passed(box: Box, monkey
     snapshots.commit(box.place(), silent)
     assert box.status() == "done"
     assert box.content() == after
-    assert snapshots.held(box.place(), silent)["data"]["snapshots"][0]["id"] == "first"
+    assert snapshots_kept.held(box.place(), silent)["data"]["snapshots"][0]["id"] == "first"
     assert not (box.var / "run/upgrade.json.next").exists()
 
 
@@ -774,11 +775,11 @@ def test_later_todays_data_stays_aside_and_both_ways_are_open(box: Box) -> None:
     assert now == old
     assert snapshots.revert(box.place(), silent)["data"]["kind"] == "rollback"
     assert box.content() == today, "a way back that fails undoes itself"
-    assert [row["id"] for row in snapshots.held(box.place(), silent)["data"]["snapshots"]] == ["first"]
+    assert [row["id"] for row in snapshots_kept.held(box.place(), silent)["data"]["snapshots"]] == ["first"]
     snapshots.take({**box.spec(identity="again"), "kind": "rollback"}, silent)
     snapshots.put({**box.place(), "from": "first"}, silent)
     snapshots.commit(box.place(), silent)
-    assert [row["id"] for row in snapshots.held(box.place(), silent)["data"]["snapshots"]] == ["again"]
+    assert [row["id"] for row in snapshots_kept.held(box.place(), silent)["data"]["snapshots"]] == ["again"]
 
 
 def test_putting_back_leaves_alone_what_it_is_told_to(box: Box) -> None:
@@ -822,7 +823,7 @@ def test_it_is_not_put_back_without_a_copy_of_today_or_without_its_program(box: 
 def test_discarded_ones_are_gone(box: Box) -> None:
     snapshots.take(box.spec(), silent)
     snapshots.commit(box.place(), silent)
-    assert snapshots.drop({**box.place(), "ids": ["first", "../../etc"]}, silent)["changed"]
+    assert snapshots_kept.drop({**box.place(), "ids": ["first", "../../etc"]}, silent)["changed"]
     assert not (box.var / "snapshots").exists()
     assert (box.folder / "etc").exists()
 

@@ -244,7 +244,7 @@ def located(site: Site, plan: Plan, path: str) -> str:
     found: str = site.session.step("backup.find", wanted)["file"]
     here = Path(path)
     if not found and here.exists() and not site.session.target.local:
-        from ..runner.backup import find
+        from ..runner.backup_names import find
 
         with looking(path):
             local = find(wanted, lambda event: None)["data"]["file"]

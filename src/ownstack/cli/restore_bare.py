@@ -30,8 +30,8 @@ def described(site: Site, path: str) -> dict[str, Any]:
     It is looked for on the target, then here. Raises ConfigError where it is in neither, RunError where a folder has
     those of several boxes, or it is damaged or of another version.
     """
-    from ..runner.backup import find
     from ..runner.backup_file import opened
+    from ..runner.backup_names import find
 
     file = _there(site, path)
     if file:
@@ -48,7 +48,7 @@ def _there(site: Site, path: str) -> str:
     """The backup on the target; empty where it is not there."""
     from pyinfra.api.command import QuoteString, StringCommand
 
-    from ..runner.backup import newest
+    from ..runner.backup_names import newest
 
     rc, out, _ = site.session.command(StringCommand("ls", "-1", "--", QuoteString(path)))
     names = out.splitlines() if rc == 0 else []

@@ -1,84 +1,35 @@
-"""Backups of a box: made while everything runs, checked, kept in a number. `backup_file` says what one looks like."""
+"""Backups of a box: made while everything runs, opened again, kept in a number.
+
+`backup_file` says what one looks like, `backup_check` looks into it, `backup_names` finds it.
+"""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import fcntl
-import json
 import os
-import re
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from . import backup_parts as parts
-from .backup_file import BOX, PART, Reader, Writer, damaged, filling, opened
+from .backup_check import contents, holds, verify
+from .backup_file import BOX, PART, Writer, opened
+from .backup_names import find, name_of, ours
 from .core import FULL, Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
 from .gpu import arm, disarm
 from .journal import holder, outlive
-from .sealed import can_open, passphrase, ready, seal, unseal
+from .sealed import passphrase, ready, seal, unseal
 from .secrets import NAME, read_secret, write_secret
 
-N8N_KEY = "n8n_encryption_key"
 WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, and how often it looks
 # work that may be cut off -> its name, and the states in which data and programs may not belong together
 UNSETTLED = {"upgrade": ("an upgrade", "taking", "taken"), "restore": ("a restore", "swapping", "swapped")}
-# host, the box's own mark (older backups have none), when
-NAMED = re.compile(r"ownstack-(.+?)(?:-([0-9a-f]{12}))?-(\d{8}T\d{6}Z)\.tar")
 UPLOADS = ("restore-", "import")  # what came over the connection for a restore or an import, which takes it away
-VECTORS = re.compile(r"[a-z0-9-]*")
 LEFT = "drill-key"  # what the key of the newest backup opens, for the drill that follows at once
-
-
-def label(hostname: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]+", "-", hostname).strip("-") or "box"
-
-
-def name_of(spec: Spec, stamp: str) -> str:
-    mark = f"-{spec['mark']}" if spec.get("mark") else ""
-    return f"ownstack-{label(spec['hostname'])}{mark}-{stamp}.tar"
-
-
-def ours(folder: str, spec: Spec, end: str = "") -> list[str]:
-    """The whole backups of this box in a folder, oldest first. spec: hostname, mark. end: of those names, `PART` say.
-
-    Another box may have the same name. So those with this box's mark, or where it has none those of its name without.
-    """
-    own = spec.get("mark", "")
-    names = [name for name in (os.listdir(folder) if os.path.isdir(folder) else []) if name.endswith(end)]
-    found = [
-        (held[3], name)
-        for name in [name.removesuffix(end) for name in names]
-        if (held := NAMED.fullmatch(name)) and (held[2] == own if own else name == name_of(spec, held[3]))
-    ]
-    return [os.path.join(folder, name + end) for _, name in sorted(found)]
-
-
-def newest(names: list[str], mark: str = "") -> str:
-    """Of the names in a folder the newest backup: of the box with that mark, where there is one; "" without any.
-
-    Raises StepError where they are of several boxes.
-    """
-    boxes: dict[tuple[str, str], tuple[str, str]] = {}
-    for name in names:
-        held = NAMED.fullmatch(name)
-        if held is not None:
-            whose = (held[1] if not held[2] else "", held[2] or "")
-            boxes[whose] = max(boxes.get(whose, ("", "")), (held[3], name))
-    if mark and ("", mark) in boxes:
-        return boxes["", mark][1]
-    if len(boxes) > 1:
-        raise StepError(
-            f"there are backups of {len(boxes)} boxes; the newest of each: "
-            f"{', '.join(name for _, name in sorted(boxes.values()))}",
-            hint="name the file",
-            code="several-boxes",
-        )
-    return next((name for _, name in boxes.values()), "")
 
 
 @contextlib.contextmanager
@@ -361,133 +312,12 @@ def place(spec: Spec, emit: Emit) -> Result:
     return {"changed": True, "data": {"elsewhere": elsewhere}}
 
 
-# ----------------------------------------------------------------------------------------------------- checking
-
-
-def verify(spec: Spec, emit: Emit) -> Result:
-    """Open a backup and check everything in it. Changes nothing.
-
-    spec: file, work, age, and passphrase_file or identity_file where the secrets are to be opened too.
-    """
-    return {"changed": False, "data": look(spec, emit)}
-
-
-def look(spec: Spec, emit: Emit) -> dict[str, Any]:
-    """What a backup is and holds, after every part of it was checked. Raises StepError for the first wrong one.
-
-    Without a key the hashes of all parts are compared; with one their contents are looked at too.
-    """
-    with opened(spec["file"]) as held:
-        progress(emit, "reading every part")
-        held.check()
-        box: dict[str, Any] = {}
-        if can_open(spec):
-            unlock(held, spec)
-            contents(held, spec["work"], emit)
-            plan = json.loads(held.read(BOX))["plan"]
-            box = {"vectors": plan.get("vectors", ""), "models": plan["models"]}
-            if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
-                raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
-        about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
-        parts_held = len(held.files)
-    size = os.path.getsize(spec["file"])
-    return {**about, "file": spec["file"], "bytes": size, "parts": parts_held, "opened": can_open(spec), "box": box}
-
-
-def unlock(held: Reader, spec: Spec) -> None:
-    """Open what only the key opens. Raises StepError where the key does not fit, or n8n's own key is not there."""
-    held.unlock(spec, unseal(spec, held.sealed()))
-    if "n8n" in held.manifest["services"] and N8N_KEY not in held.inside["secrets"]:
-        raise damaged(held.path, f"the secret {N8N_KEY} is missing in it")
-
-
-def contents(held: Reader, folder: str, emit: Emit) -> None:
-    """Look into every part of a backup that was unlocked."""
-    vectors = (held.inside["vectors"] or {}).get("collections", [])
-    with filling(f"{folder}/verify"), tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
-        for member in sorted(held.inside["tables"]):
-            progress(emit, f"checking {member}")
-            _database(held, member, held.inside["tables"][member], os.path.join(work, "database"))
-        for row in vectors:
-            progress(emit, f"checking the vectors of {row['collection']}")
-            _snapshot(held, row["member"], os.path.join(work, "snapshot"))
-    done = {*held.inside["tables"], *[row["member"] for row in vectors]}
-    for name, about in held.index.items():
-        if about["part"] and name not in done:
-            held.copy(name, None)
-            if name.startswith("models/blobs/") and about["sha256"] != name[-64:]:
-                raise damaged(held.path, f"{name} is not the file that its name says")
-
-
-def _database(held: Reader, member: str, tables: dict[str, int], path: str) -> None:
-    with open(path, "wb") as out:
-        held.copy(member, out)
-    wrong = parts.examine(path)
-    if wrong:
-        raise damaged(held.path, f"{member}: {wrong}")
-    if parts.rows(path) != tables:
-        raise damaged(held.path, f"{member} holds other rows than the manifest says")
-    os.unlink(path)
-
-
-def _snapshot(held: Reader, member: str, path: str) -> None:
-    """A snapshot of Qdrant is a tar of its segments: every byte of it can be read."""
-    with open(path, "wb") as out:
-        held.copy(member, out)
-    try:
-        with tarfile.open(path) as tar:
-            names = [one.name for one in tar if not one.isfile() or _read(tar, one)]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise damaged(held.path, f"{member}: {error}") from error
-    if not names:
-        raise damaged(held.path, f"{member} is empty")
-    os.unlink(path)
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
-    stream = tar.extractfile(member)
-    while stream is not None and stream.read(1 << 20):
-        pass
-    return True
-
-
-COUNTED = (
-    ("open_webui", "user", "accounts"), ("open_webui", "chat", "chats"), ("open_webui", "file", "files"),
-    ("open_webui", "knowledge", "knowledge collections"), ("n8n", "workflow_entity", "workflows"),
-    ("n8n", "credentials_entity", "credentials"),
-)  # fmt: skip
-
-
-def holds(about: dict[str, Any]) -> dict[str, int]:
-    """What people would count in a backup."""
-    found = {}
-    for service, table, what in COUNTED:
-        for member, tables in about["tables"].items():
-            if member.startswith(f"data/{service}/") and table in tables:
-                found[what] = tables[table]
-    if about["vectors"]:
-        found["vectors"] = sum(row["points"][0] for row in about["vectors"]["collections"])
-    return found
-
-
 # -------------------------------------------------------------------------------------------------------- state
 
 
 def state(spec: Spec, emit: Emit) -> Result:
     """The last backup. spec: state."""
     return {"changed": False, "data": read_json(spec["state"], {})}
-
-
-def find(spec: Spec, emit: Emit) -> Result:
-    """The backup that a path means: itself, or the newest in a folder; empty where there is none.
-
-    spec: path, mark (of the box whose backup is meant before all others). Raises StepError where it is not clear.
-    """
-    path = spec["path"]
-    if os.path.isdir(path):
-        name = newest(os.listdir(path), spec.get("mark", ""))
-        path = os.path.join(path, name) if name else ""
-    return {"changed": False, "data": {"file": path if path and os.path.isfile(path) else ""}}
 
 
 STEPS = {

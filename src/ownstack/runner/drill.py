@@ -17,10 +17,12 @@ import time
 from typing import Any
 
 from . import scratch
-from .backup import COUNTED, LEFT, alone, contents, unlock
+from .backup import LEFT, alone
+from .backup_check import contents, unlock
 from .backup_file import Reader, opened
 from .box import read_environment
 from .core import Emit, Result, Spec, StepError, ids, progress, read_json, write_json
+from .counted import OF_A_BOX
 from .journal import outlive
 from .n8n import API_KEY, preflight
 from .n8n_api import key_works
@@ -185,13 +187,13 @@ def _n8n(held: Reader, spec: Spec, emit: Emit) -> None:
 def _counted(held: Reader, spec: Spec) -> dict[str, int]:
     """What people would count, in the databases after the services have worked on them."""
     found = {}
-    for name, table, what in COUNTED:
+    for name, table, what in OF_A_BOX:
         for member in held.inside["tables"]:
             if not member.startswith(f"data/{name}/") or table not in held.inside["tables"][member]:
                 continue
             path = os.path.join(_folder(spec, name), member[len(f"data/{name}/") :])
             with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
-                number = int(database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])  # noqa: S608 - COUNTED
+                number = int(database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])  # noqa: S608 - OF_A_BOX
             if number != held.inside["tables"][member][table]:
                 wanted = held.inside["tables"][member][table]
                 raise _not(held, f"{number} {what} are there after the start, {wanted} in the backup")

@@ -7,8 +7,6 @@ puts back what was there, `finish` lets that go. The services bring older data u
 from __future__ import annotations
 
 import contextlib
-import glob
-import json
 import os
 import re
 import shutil
@@ -18,9 +16,11 @@ import time
 from typing import Any
 
 from . import backup_parts as parts
-from . import imports_n8n, restore
-from .backup import N8N_KEY, UPLOADS, alone, tidy
+from . import imports_n8n, imports_open_webui, restore
+from .backup import UPLOADS, alone, tidy
+from .backup_check import N8N_KEY
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
+from .counted import COUNTED
 from .http import request
 from .imports_index import documents
 from .imports_source import Source, address, recognised, take
@@ -36,10 +36,6 @@ TRIES = 3
 KEPT = {
     "open_webui": ("user", "auth", "chat", "file", "knowledge", "folder", "note", "memory"),
     "n8n": ("user", "workflow_entity", "credentials_entity", "tag_entity"),
-}
-COUNTED = {
-    "open_webui": {"user": "accounts", "chat": "chats", "file": "files", "knowledge": "knowledge collections"},
-    "n8n": {"user": "accounts", "workflow_entity": "workflows", "credentials_entity": "credentials"},
 }
 # as it can stand in a file of variables without quotes; those that n8n makes are of base64, and may begin with + or /
 SAFE_KEY = re.compile(r"[A-Za-z0-9+/][!-~]*")
@@ -197,7 +193,7 @@ def _ids(kind: str, database: str) -> dict[str, list[str]]:
 
 def _holds(kind: str, database: str) -> dict[str, int]:
     rows = parts.rows(database)
-    return {what: rows.get(table, 0) for table, what in COUNTED[kind].items()}
+    return {what: rows.get(table, 0) for table, what in COUNTED[kind]}
 
 
 def _now(kind: str, live: str) -> dict[str, int]:
@@ -207,7 +203,7 @@ def _now(kind: str, live: str) -> dict[str, int]:
     found = {}
     with contextlib.closing(_live(live)) as held:
         tables = {row[0] for row in held.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        for table, what in COUNTED[kind].items():
+        for table, what in COUNTED[kind]:
             if table in tables:
                 found[what] = int(held.execute(parts._count(table)).fetchone()[0])
         if kind == "open_webui" and "user" in tables:
@@ -225,96 +221,12 @@ def _live(path: str) -> sqlite3.Connection:
 
 def _open_webui(spec: Spec, source: Source, new: str, database: str, place: str) -> dict[str, Any]:
     about = spec["open_webui"]
-    files = glob.glob(f"{about['program']}/lib/python3*/site-packages/open_webui/migrations/versions/*.py")
-    known = set()
-    for path in files:
-        with open(path, encoding="utf-8") as stream:
-            known.update(re.findall(r"^revision(?:: str)? = ['\"](\w+)['\"]", stream.read(), re.MULTILINE))
-    if not known:
-        raise StepError("the installed Open WebUI does not say what it knows", hint="`ownstack up`, then run again")
+    known = imports_open_webui.known_revisions(about["program"])
     tables = _tables(database)
     if "alembic_version" in tables:
         _newer(source, known, _column(database, "SELECT version_num FROM alembic_version"))
-    notes = []
-    with contextlib.closing(sqlite3.connect(database)) as opened, opened as work:
-        lost = _uploads(work, tables, new, place)
-        notes += [f"{lost} files have no upload beside the database: only their text came along"] if lost else []
-        notes += _settings(work, tables, about)
-        owner = _first_admin(work)
-    return {"owner": owner[0] if owner else "", "notes": notes}
-
-
-def _first_admin(work: sqlite3.Connection) -> Any:
-    """Who was there first. The oldest versions had another column for when."""
-    columns = {row[1] for row in work.execute("PRAGMA table_info(user)")}
-    when = "created_at" if "created_at" in columns else "rowid"
-    ask = f"SELECT email FROM user WHERE role = 'admin' ORDER BY {when} LIMIT 1"  # noqa: S608 - one of our two words
-    return work.execute(ask).fetchone()
-
-
-def _uploads(work: sqlite3.Connection, tables: set[str], new: str, place: str) -> int:
-    """Write where the uploads will lie; how many are not there."""
-    columns = {row[1] for row in work.execute("PRAGMA table_info(file)")} if "file" in tables else set()
-    if "path" not in columns:
-        return 0
-    lost = 0
-    for identity, path in work.execute("SELECT id, path FROM file WHERE path IS NOT NULL AND path != ''").fetchall():
-        name = os.path.basename(str(path).replace("\\", "/"))
-        if os.path.isfile(os.path.join(new, "uploads", name)):
-            work.execute("UPDATE file SET path = ? WHERE id = ?", (f"{place}/uploads/{name}", identity))
-        else:
-            lost += 1
-    return lost
-
-
-def _settings(work: sqlite3.Connection, tables: set[str], about: dict[str, Any]) -> list[str]:
-    """The settings that the kit owns, before the first start: with others it might wait for what is not here.
-
-    Open WebUI kept them as one text, by name below name, and keeps them one row a key.
-    """
-    columns = {row[1] for row in work.execute("PRAGMA table_info(config)")} if "config" in tables else set()
-    values = dict(about["values"])
-    if "data" in columns:
-        for identity, text in work.execute("SELECT id, data FROM config").fetchall():
-            held = json.loads(text) if text else {}
-            notes = _without_torch(values, _flat(held), about)
-            for key, value in values.items():
-                _put(held, key.split("."), value)
-            work.execute("UPDATE config SET data = ? WHERE id = ?", (json.dumps(held), identity))
-            return notes
-    if {"key", "value"} <= columns:
-        # a column of JSON: SQLite keeps a number in it as a number
-        read = work.execute("SELECT key, value FROM config")
-        held = {key: json.loads(value) if isinstance(value, str) else value for key, value in read}
-        notes = _without_torch(values, held, about)
-        for key, value in values.items():
-            work.execute("UPDATE config SET value = ? WHERE key = ?", (json.dumps(value), key))
-        return notes
-    return []
-
-
-def _without_torch(values: dict[str, Any], held: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    if about["full"] or not held.get("rag.enable_hybrid_search") or held.get("rag.reranking_engine") == "external":
-        return []
-    values["rag.enable_hybrid_search"] = False
-    return ["hybrid search was on with a reranking model that this box cannot run: it is off now"]
-
-
-def _flat(held: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in held.items():
-        found[before + key] = value
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{before}{key}."))
-    return found
-
-
-def _put(held: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        inner = held.get(name)
-        held[name] = inner if isinstance(inner, dict) else {}
-        held = held[name]
-    held[path[-1]] = value
+    owner, notes = imports_open_webui.fit(about, database, tables, new, place)
+    return {"owner": owner, "notes": notes}
 
 
 # -------------------------------------------------------------------------------------------------------------- n8n

@@ -13,7 +13,7 @@ import subprocess
 from typing import Any
 
 from . import n8n
-from .backup import N8N_KEY
+from .backup_check import N8N_KEY
 from .core import Emit, Result, Spec, StepError, progress
 from .http import wait_ready
 from .imports_source import address

@@ -18,7 +18,8 @@ import urllib.parse
 from typing import Any
 
 from . import backup_parts as parts
-from .backup import UPLOADS, alone, tidy, unlock
+from .backup import UPLOADS, alone, tidy
+from .backup_check import unlock
 from .backup_file import Reader, opened
 from .core import (
     Emit,

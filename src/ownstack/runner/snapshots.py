@@ -32,7 +32,7 @@ from .core import (
 from .disk import weigh
 from .managers import manager
 from .restore import _remove
-from .snapshots_aside import SPARE, drop_replaced, fills, lying, replaced, set_aside, told, worked_with
+from .snapshots_aside import SPARE, fills, lying, set_aside, told, worked_with
 from .snapshots_counts import counts
 from .snapshots_data import (
     HINT,
@@ -45,11 +45,8 @@ from .snapshots_data import (
     put_programs,
     room,
 )
+from .snapshots_kept import ABOUT, AGAIN, PENDING, discard, drop, folder_of, forget, held, kept, prune
 from .snapshots_rehearsal import rehearsal
-
-PENDING = ("taking", "taken", "passed")
-ABOUT = "snapshot.json"
-AGAIN = "`ownstack up` puts back what was there"
 
 
 def _note(spec: Spec, status: str, **more: Any) -> None:
@@ -59,10 +56,6 @@ def _note(spec: Spec, status: str, **more: Any) -> None:
 def _state(spec: Spec) -> dict[str, Any]:
     found: dict[str, Any] = read_json(spec["state"], {})
     return found
-
-
-def _folder(spec: Spec, identity: str) -> str:
-    return os.path.join(spec["var"], "snapshots", os.path.basename(identity))
 
 
 # -------------------------------------------------------------------------------------------------------- space
@@ -128,7 +121,7 @@ def take(spec: Spec, emit: Emit) -> Result:
         before = _sound(
             spec, emit, lambda: _counted(spec, emit), {"tables": {}, "vectors": {}, "models": {}, "key": ""}
         )
-        folder = _folder(spec, spec["id"])
+        folder = folder_of(spec, spec["id"])
         items = [_item(folder, item) for item in spec["items"]]
         about = {
             "id": spec["id"], "run": spec["run"], "kind": spec["kind"], "role": spec["role"], "created": time.time(),
@@ -182,7 +175,7 @@ def _whole(folder: str) -> Iterator[None]:
         yield
     except Exception:
         with contextlib.suppress(OSError):
-            _drop(folder)
+            discard(folder)
         raise
 
 
@@ -229,7 +222,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if now.get("status") not in ("taking", "taken") or now["id"] != spec.get("id", now["id"]):
             stays = now.get("status") in ("passed", "done") and now["id"] == spec.get("id")
             return {"changed": False, "data": {"reverted": False, "stays": stays}}
-        folder = _folder(spec, now["id"])
+        folder = folder_of(spec, now["id"])
         if now["status"] == "taken" and not os.path.exists(os.path.join(folder, ABOUT)):
             # the earlier program would open data that the newer one has written
             return {"changed": False, "data": {"reverted": False, "gone": folder, **_told(now)}}
@@ -238,7 +231,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
         if units:
             manager(spec).stop(units)
         if now["status"] == "taking":
-            _drop(folder)  # first: a disk that it filled has no space for the word
+            discard(folder)  # first: a disk that it filled has no space for the word
         else:
             # a run that takes back what has just filled the disk: the earlier version needs that space
             if worked_with(now["time"]) and not ("id" in spec and fills(spec["var"])):
@@ -246,7 +239,7 @@ def revert(spec: Spec, emit: Emit) -> Result:
             _put_back(spec, folder, now)
         _remove(f"{spec['state']}.next")
         _note(spec, "reverted")
-        _drop(folder)
+        discard(folder)
         more = {"begun": now["status"] == "taken", "replaced": lying(folder)}
     return {"changed": True, "data": {"reverted": True, **more, **_told(now)}}
 
@@ -309,7 +302,7 @@ def put(spec: Spec, emit: Emit) -> Result:
     with alone(spec["lock"]):
         if _state(spec).get("status") != "taken":
             raise StepError("today's data was not copied", hint="run `ownstack rollback` again", code="upgrade-pending")
-        folder = _folder(spec, spec["from"])
+        folder = folder_of(spec, spec["from"])
         about = read_json(os.path.join(folder, ABOUT))
         if about is None:
             raise StepError(
@@ -344,10 +337,10 @@ def commit(spec: Spec, emit: Emit) -> Result:
             return {"changed": False, "data": {"removed": [], **_told(now)}}
         if now["status"] == "taken" and not take_ahead(spec["state"]):
             _note(spec, "passed")
-        for about in _all(spec):
+        for about in kept(spec):
             if about["role"] == now["role"] and about["id"] != now["id"]:
-                _drop(_folder(spec, about["id"]))
-                removed.append(_folder(spec, about["id"]))
+                discard(folder_of(spec, about["id"]))
+                removed.append(folder_of(spec, about["id"]))
         removed += prune(spec["opt"], now["links"])
         try:
             _note(spec, "done", counts={}, items=[])
@@ -356,89 +349,6 @@ def commit(spec: Spec, emit: Emit) -> Result:
                 raise
             progress(emit, "the disk is full: the next `ownstack up` notes that this is done")
     return {"changed": True, "data": {"removed": removed, **_told(now)}}
-
-
-def prune(opt: str, before: dict[str, str]) -> list[str]:
-    """Of each component that moved keep two releases: today's and the one it came from."""
-    removed = []
-    used = {os.path.realpath(path) for path in _interpreters(opt)}
-    for name, target in before.items():
-        base = os.path.join(opt, name)
-        current = os.path.realpath(os.path.join(base, "current"))
-        kept = {current, os.path.realpath(os.path.join(base, target))}
-        folder = os.path.join(base, "releases")
-        if len(kept) < 2 or not os.path.isdir(folder):
-            continue
-        for one in sorted(os.listdir(folder)):
-            path = os.path.realpath(os.path.join(folder, one))
-            if path not in kept and not any(other.startswith(f"{path}/") for other in used):
-                _remove(path)
-                removed.append(path)
-    return removed
-
-
-def _interpreters(opt: str) -> Iterator[str]:
-    """The Pythons that environments of programs were made with."""
-    for component in os.listdir(opt) if os.path.isdir(opt) else []:
-        folder = os.path.join(opt, component, "releases")
-        for one in os.listdir(folder) if os.path.isdir(folder) else []:
-            path = os.path.join(folder, one, "bin", "python")
-            if os.path.islink(path):
-                yield path
-
-
-def _all(spec: Spec) -> list[dict[str, Any]]:
-    """The whole snapshots, oldest first."""
-    top = os.path.join(spec["var"], "snapshots")
-    found = [read_json(os.path.join(top, name, ABOUT)) for name in (os.listdir(top) if os.path.isdir(top) else [])]
-    return sorted((about for about in found if about), key=lambda about: float(about["created"]))
-
-
-def held(spec: Spec, emit: Emit) -> Result:
-    """The snapshots that can be gone back to, and what ways back have kept aside. spec: var.
-
-    data: snapshots [{id, role, created, from, to, bytes, ..}], replaced [{id, role, created, from, to, paths, bytes}].
-    """
-    rows = []
-    for about in _all(spec):
-        kept = {
-            key: about[key] for key in ("id", "run", "kind", "role", "created", "from", "to", "plan", "counts", "links")
-        }
-        rows.append({**kept, "folder": _folder(spec, about["id"]), "bytes": about["bytes"]})
-    return {"changed": False, "data": {"snapshots": rows, "replaced": replaced(spec["var"])}}
-
-
-def drop(spec: Spec, emit: Emit) -> Result:
-    """Remove snapshots, and what ways back to them have kept aside. spec: var, state, lock, ids."""
-    with alone(spec["lock"]):
-        now = _state(spec)
-        if now.get("status") in PENDING and now["id"] in spec["ids"]:
-            raise StepError("an upgrade may still go back to it", hint=AGAIN, code="upgrade-pending")
-        there = [path for path in (_folder(spec, one) for one in spec["ids"]) if os.path.isdir(path)]
-        for path in there:
-            _drop(path)
-        for one in spec["ids"]:
-            there += drop_replaced(_folder(spec, one))
-    return {"changed": bool(there), "data": {"removed": there}}
-
-
-def forget(spec: Spec, emit: Emit) -> Result:
-    """Remove all that ways back have kept aside, wherever it lies: before the box itself goes. spec: var."""
-    rows = replaced(spec["var"])
-    paths = [path for row in rows for path in row["paths"]]
-    if not spec.get("dry"):
-        for row in rows:
-            drop_replaced(_folder(spec, row["id"]))
-    return {"changed": bool(paths), "data": {"removed": paths}}
-
-
-def _drop(folder: str) -> None:
-    """A snapshot first stops being one, then goes."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, ABOUT))
-    _remove(folder)
-    with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(folder))
 
 
 STEPS = {

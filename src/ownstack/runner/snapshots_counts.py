@@ -11,17 +11,10 @@ from typing import Any
 from . import ollama_api as api
 from . import qdrant
 from .core import Emit, Result, Spec, StepError, read_json
+from .counted import COUNTED
 from .n8n import fingerprint
 
 N8N_DATABASE = os.path.join(".n8n", "database.sqlite")
-COUNTED = {
-    "open_webui": (
-        ("user", "accounts"), ("chat", "chats"), ("file", "files"), ("knowledge", "knowledge collections"),
-    ),
-    "n8n": (
-        ("user", "accounts"), ("workflow_entity", "workflows"), ("credentials_entity", "credentials"),
-    ),
-}  # fmt: skip
 # finished runs are pruned by n8n itself when they are old, and all but the newest 10,000: only the younger ones that it
 # has not marked as deleted have to be there, and no more than it surely keeps. By column, which a version may not have.
 RUNS = {
