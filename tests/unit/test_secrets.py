@@ -162,6 +162,30 @@ def test_files_are_filled_with_their_mode_and_only_when_they_differ(folder: Path
     assert "OTHER" in path.read_text()
 
 
+def test_a_service_starts_anew_when_its_file_gets_another_secret(folder: Path, tmp_path: Path) -> None:
+    """The plan is the same then: only the mark of the service that runs says that it has read another one."""
+    mark, path, record = tmp_path / "active/qdrant", tmp_path / "config", str(tmp_path / "written")
+    mark.parent.mkdir()
+    services = {"services": ["qdrant", "never-started"], "active_dir": str(mark.parent), "record": record}
+    wanted = filled(folder, path, "@@secret:key@@", **services)
+    secrets.write_secret(str(folder), "key", "VALUE")
+    secrets.fill(wanted, silent)
+    mark.write_text("fingerprint")
+    path.chmod(0o644)
+    assert secrets.fill(wanted, silent)["changed"]
+    assert mark.exists(), "the same content: it goes on"
+    secrets.write_secret(str(folder), "key", "OTHER")
+    assert secrets.fill({**wanted, "dry": True}, silent)["changed"]
+    assert mark.exists()
+    secrets.fill(wanted, silent)
+    assert not mark.exists()
+    mark.write_text("fingerprint")
+    path.write_text("of its owner")
+    secrets.write_secret(str(folder), "key", "THIRD")
+    assert secrets.fill(wanted, silent)["changed"]
+    assert mark.exists(), "an edited file stays, and what has read it goes on"
+
+
 def test_owner_and_group_are_part_of_the_state(folder: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: gives a file to another account")

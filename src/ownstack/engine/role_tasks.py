@@ -57,7 +57,11 @@ def configure(plan: Plan, role: Role) -> None:
             name=f"{role.title}: configuration with secrets",
             plan=plan,
             step_name="secrets.fill",
-            spec=secret_spec(plan, secret),
+            spec={
+                **secret_spec(plan, secret),
+                "services": [service.name for service in services],
+                "active_dir": units.active_dir(plan),
+            },
         )
 
 

@@ -97,6 +97,12 @@ def put(item: dict[str, Any], data: bytes, record: str, dry: bool) -> bool:
     return True
 
 
+def replaces(item: dict[str, Any], data: bytes, record: str) -> bool:
+    """Whether `put` would give the file itself another content."""
+    path = item["path"]
+    return digest(path) != hashlib.sha256(data).hexdigest() and not (record and is_edited(path, known(record)))
+
+
 def right(path: str, data: bytes | None, mode: int, owner: str, group: str) -> bool:
     """Whether the file has that content (None: any), mode and owner."""
     try:

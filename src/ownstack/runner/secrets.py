@@ -7,6 +7,7 @@ import os
 import re
 import secrets as random
 import string
+from collections.abc import Iterable
 
 from .core import Emit, Result, Spec, StepError, read_json, write_file
 
@@ -68,10 +69,7 @@ def ensure(spec: Spec, emit: Emit) -> Result:
         if secret.get("opens"):
             _still_needed(folder, secret["name"], **secret["opens"])
     if missing and not spec.get("dry"):
-        marks = spec.get("active_dir", "")
-        for name in {name for secret in missing for name in secret.get("services", ())}:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(marks, name))
+        _start_anew(spec, {name for secret in missing for name in secret.get("services", ())})
         for secret in missing:
             write_secret(folder, secret["name"], make(secret["kind"], secret["length"]))
             made.append(secret["name"])
@@ -103,11 +101,13 @@ def fill(spec: Spec, emit: Emit) -> Result:
     """Write files whose content carries secret marks. Nothing but their names is ever reported.
 
     spec: secrets_dir, files: [{path, content, mode, owner, group}], and record (see `files`): with it a file that
-    somebody edited is kept, and the new one lies beside it.
+    somebody edited is kept, and the new one lies beside it. services, active_dir: those that read the files, which
+    start anew where one gets another content: another secret was put in its place, which is no change of the plan.
     """
-    from .files import put
+    from .files import put, replaces
 
     os.umask(0o077)
+    record = spec.get("record", "")
     changed = []
     for item in spec["files"]:
         try:
@@ -117,9 +117,18 @@ def fill(spec: Spec, emit: Emit) -> Result:
                 raise
             changed.append(item["path"])
             continue
-        if put(item, data, spec.get("record", ""), bool(spec.get("dry"))):
+        if not spec.get("dry") and replaces(item, data, record):
+            _start_anew(spec, spec.get("services", ()))  # before: it may be cut off between the two
+        if put(item, data, record, bool(spec.get("dry"))):
             changed.append(item["path"])
     return {"changed": bool(changed), "data": {"files": changed}}
+
+
+def _start_anew(spec: Spec, services: Iterable[str]) -> None:
+    """Have the next `box.activate` restart services."""
+    for name in services:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(spec.get("active_dir", ""), name))
 
 
 STEPS = {"ensure": ensure, "fill": fill}
