@@ -84,7 +84,6 @@ def test_wholly_on_the_gpu_then_split_then_on_the_cpu(box: Host, tmp_path: Path)
     assert " 0 of " in f" {fallen['models-gpu-used']['measured'].split(': ')[1]}"
 
 
-@pytest.mark.slow  # a renderer on two processors takes minutes for what a card does in seconds
 def test_the_card_goes_and_comes_back(box: Host) -> None:
     """One transaction each way: the engine's parts change, the models stay, and both ways end verified."""
     restart_with(box, f"mv {MANIFESTS}.away {MANIFESTS}")
