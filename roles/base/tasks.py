@@ -15,6 +15,8 @@ from roles.base import NAME, ROLE, files, recovery, schedule
 
 def bring_runner(plan: Plan) -> None:
     """The runner, which all steps need: to install, and to remove when programs were taken away before."""
+    if not plan.system:
+        operations.note_the_way(name="Base: folders that are yours", plan=plan)
     operations.directories(name="Base: folders", wanted=_folders(plan))
     part = plan.role(NAME)
     runner_python = str(part.settings["runner_python"])
@@ -125,7 +127,7 @@ def _folders(plan: Plan) -> list[Directory]:
         Directory(units.active_dir(plan)),
         Directory(units.log_dir(plan), "0750"),
         Directory(f"{layout.opt}/base/releases"),
-        *([Directory(layout.units)] if plan.manager == "systemd-user" else []),
+        *([Directory(layout.units, shared=True)] if plan.manager == "systemd-user" else []),
     ]
 
 

@@ -90,7 +90,7 @@ def in_force(context: Context) -> Outcome:
     if data["overruled"]:
         names = ", ".join(f"{name} ({path})" for name, path in data["overruled"].items())
         hint = "take the variable out of that file, or leave it: it is yours"
-        return Outcome.amber(f"{held.unit} runs with settings of yours that sort later: {names}", hint, **values)
+        return Outcome.amber(f"{held.unit} runs with settings of yours that win: {names}", hint, **values)
     return Outcome.ok(f"{held.unit} runs with {held.dropin}, {len(held.environment)} variables", **values)
 
 

@@ -43,6 +43,7 @@ class BoxState(Frozen):
     holder: str = ""  # who works on the box now
     edited: tuple[str, ...] = ()  # files of ours that somebody edited
     recovered: tuple[dict[str, Any], ...] = ()  # what was put in order at boot
+    gone: bool = False  # what it records is there, its programs are not: after a plain `down`
     existing_ollama: str = ""  # version of the Ollama that is used as it is, empty where it does not answer
     existing_models: tuple[str, ...] = ()  # what it has
 

@@ -6,17 +6,17 @@ before the box: the programs of a provisioned box are taken away first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.conftest import Mirror, Provisioned
+from tests.e2e.there_already import READY, Theirs
 from tests.hosts import Host, Network, Options
 from tests.hosts.kit import Ownstack
 
-URL = "http://127.0.0.1:11434"
 MINE = "/etc/systemd/system/ollama.service.d"
+PLACES = f"/usr/local/bin/ollama /usr/local/lib/theirs /usr/share/ollama /etc/systemd/system/ollama.service {MINE}"
 # what the vendor's script leaves, and a drop-in of the owner's own as `systemctl edit` makes it
 INSTALL = f"""
 set -e
@@ -48,7 +48,7 @@ printf '[Service]\\nEnvironment=OLLAMA_MAX_LOADED_MODELS=3\\n' > {MINE}/zz-mine.
 touch -d '2026-01-02 03:04:05' {MINE} {MINE}/* /etc/systemd/system/ollama.service
 systemctl daemon-reload
 systemctl enable -q --now ollama
-for i in $(seq 100); do curl -sf -o /dev/null {URL}/api/version && break; sleep 0.1; done
+{READY}
 """
 
 
@@ -61,44 +61,21 @@ def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
 
 
 @pytest.fixture(scope="module")
-def before(box: Host) -> str:
-    return theirs(box)
+def theirs(box: Host) -> Theirs:
+    return Theirs(box, PLACES)
 
 
 @pytest.fixture(scope="module")
-def ownstack(box: Host, mirror: Mirror, before: str) -> Ownstack:
-    made = mirror.ownstack(box)
-    names = [model["name"] for model in json.loads(box.output(f"curl -s {URL}/api/tags"))["models"]]
-    (chat,) = [name for name in names if name.startswith("smollm2:135m-q8_0")]
-    (embedding,) = [name for name in names if name.startswith("all-minilm")]
-    made.toml = (
-        f'roles = ["models"]\n[sources]\nmirror = "{mirror.files.url}"\n[ollama]\nuse = "adopt"\n'
-        f'[models]\nchat = "{chat}"\nembedding = "{embedding}"\n'
-    )
-    return made
+def before(theirs: Theirs) -> str:
+    return theirs.seen()
 
 
-def theirs(box: Host) -> str:
-    """Every file of it: bytes, owner, mode and time; whether it runs, with which settings, and its models."""
-    places = f"/usr/local/bin/ollama /usr/local/lib/theirs /usr/share/ollama /etc/systemd/system/ollama.service {MINE}"
-    shown = "systemctl show ollama -p ActiveState -p UnitFileState -p Environment -p DropInPaths -p FragmentPath"
-    for _ in range(100):
-        if box.run(f"curl -sf -o /dev/null {URL}/api/version", check=False).returncode == 0:
-            break
-    return box.output(
-        f"find {places} -printf '%p %m %u %g %T@ %l\\n' | sort; find {places} -type f -exec sha256sum {{}} + | sort;"
-        f"{shown}; getent passwd ollama; curl -s {URL}/api/tags"
-    )
+@pytest.fixture(scope="module")
+def ownstack(theirs: Theirs, mirror: Mirror, before: str) -> Ownstack:
+    return theirs.adopting(mirror)
 
 
-def variables(box: Host) -> dict[str, str]:
-    """What the running engine was started with."""
-    pid = box.output("systemctl show ollama -p MainPID --value").strip()
-    text = box.output(f"tr '\\0' '\\n' < /proc/{pid}/environ")
-    return dict(line.partition("=")[::2] for line in text.splitlines())
-
-
-def test_it_is_adopted_with_one_drop_in(box: Host, ownstack: Ownstack, before: str) -> None:
+def test_it_is_adopted_with_one_drop_in(theirs: Theirs, ownstack: Ownstack, before: str) -> None:
     plan = ownstack.json("plan")["plan"]
     assert any(text.startswith("adopted: ollama.service, Ollama ") for text in plan["reasons"])
     assert any("is restarted once" in text for text in plan["warnings"]), "said beforehand"
@@ -111,29 +88,25 @@ def test_it_is_adopted_with_one_drop_in(box: Host, ownstack: Ownstack, before: s
     assert checks["models-adopted"]["status"] == "amber", "one setting is the owner's"
     assert "adopted: ollama.service" in checks["models-engine"]["measured"]
     assert "tokens" in checks["models-chat"]["measured"]
-    now = variables(box)
+    now = theirs.variables()
     assert now["OLLAMA_HOST"] == "127.0.0.1:11434"
     assert (now["OLLAMA_NO_CLOUD"], now["OLLAMA_KEEP_ALIVE"], now["OLLAMA_MAX_LOADED_MODELS"]) == ("1", "30m", "3")
     assert now["OLLAMA_CONTEXT_LENGTH"]
-    assert {line.split()[0] for line in box.output("ss -Hltn | awk '{print $4}' | grep :11434").splitlines()} == {
-        "127.0.0.1:11434"
-    }
-    added = set(theirs(box).splitlines()) - set(before.splitlines())
-    files = {line.split()[0] for line in added if line.startswith("/")}
-    assert files == {f"{MINE}/ownstack.conf", MINE}, "a file of ours, and the time of its folder"
+    assert theirs.listens() == {"127.0.0.1"}
+    assert theirs.added(before) == {f"{MINE}/ownstack.conf", MINE}, "a file of ours, and the time of its folder"
 
 
-def test_it_is_left_alone_from_then_on(box: Host, ownstack: Ownstack) -> None:
-    pid = box.output("systemctl show ollama -p MainPID")
+def test_it_is_left_alone_from_then_on(theirs: Theirs, ownstack: Ownstack) -> None:
+    pid = theirs.pid()
     assert ownstack.json("up", "--yes", "--no-verify")["changed"] == 0
-    assert box.output("systemctl show ollama -p MainPID") == pid
+    assert theirs.pid() == pid
     text = ownstack("status").stdout
     assert "adopted: ollama.service" in text
 
 
-def test_down_gives_it_back_byte_for_byte(box: Host, ownstack: Ownstack, before: str) -> None:
+def test_down_gives_it_back_byte_for_byte(box: Host, theirs: Theirs, ownstack: Ownstack, before: str) -> None:
     said = ownstack("down", "--purge", "--yes")
     assert f"{MINE}/ownstack.conf: ollama.service runs again as it did before" in said.stderr
-    assert theirs(box) == before
-    assert variables(box)["OLLAMA_HOST"] == "0.0.0.0:11434"
+    assert theirs.seen() == before
+    assert theirs.variables()["OLLAMA_HOST"] == "0.0.0.0:11434"
     assert box.output("ls -d /opt/ownstack /etc/ownstack /var/lib/ownstack 2>/dev/null || true") == ""

@@ -95,6 +95,13 @@ def test_directories(session: Session, plan: Plan, tmp_path: Path) -> None:
     assert mode(tmp_path / "closed") == 0o700
 
 
+def test_a_folder_that_others_use_too_is_left_as_it_is(session: Session, plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(0o700)
+    wanted = [Directory(f"{tmp_path}/theirs", shared=True), Directory(f"{tmp_path}/new", shared=True)]
+    changes_once(session, plan, lambda: operations.directories(name="f", wanted=wanted))
+    assert (mode(tmp_path / "theirs"), mode(tmp_path / "new")) == (0o700, 0o755)
+
+
 def test_a_deep_folder_changes_hands_with_all_that_is_in_it(session: Session, plan: Plan, tmp_path: Path) -> None:
     inner = tmp_path / "data/deep/file"
     inner.parent.mkdir(parents=True)
@@ -355,6 +362,20 @@ def test_purge_takes_what_it_made_on_the_way_in_a_home(other: bool, session: Ses
         (tmp_path / ".config/mine").write_text("x")
     run(session, plan, lambda: operations.farewell(name="x", plan=plan, purge=True, accounts=[], packages=[]))
     assert [path.name for path in tmp_path.rglob("*")] == ([".config", "mine"] if other else [])
+
+
+def test_purge_leaves_empty_folders_that_were_there_before(session: Session, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    made = plan_below(tmp_path)
+    layout = load({"root": str(home), "prefix": "optest"}, None, {}).layout(str(home), 1000)
+    plan = made.model_copy(update={"layout": layout, "manager": "systemd-user", "system": False})
+    for path in (".local/state", ".config"):
+        (home / path).mkdir(parents=True)
+    changes_once(session, plan, lambda: operations.note_the_way(name="x", plan=plan))
+    for path in (layout.opt, layout.secrets, layout.data("qdrant"), layout.units):
+        Path(path).mkdir(parents=True)
+    run(session, plan, lambda: operations.farewell(name="x", plan=plan, purge=True, accounts=[], packages=[]))
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*")) == [".config", ".local", ".local/state"]
 
 
 def test_down_leaves_data_and_purge_leaves_nothing(session: Session, tmp_path: Path) -> None:

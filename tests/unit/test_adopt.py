@@ -116,6 +116,13 @@ def test_it_is_told_once_and_given_back_when_it_is_no_longer_wanted() -> None:
     assert any("is given back" in text for text in later.warnings)
 
 
+def test_after_a_plain_down_it_is_told_as_at_first() -> None:
+    first = plan()
+    state = standing(first).model_copy(update={"gone": True})
+    assert plan(state=state).warnings == first.warnings
+    assert not any("is given back" in text for text in plan(state=state, ollama__use="existing").warnings), "it is"
+
+
 def test_what_goes_and_what_stays_is_said() -> None:
     made = plan()
     assert record(made).endswith("adopted-models.json"), "an earlier engine's pulls are not this one's"
@@ -150,6 +157,7 @@ class Systemctl:
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.fails = folder, [], False  # type: ignore[var-annotated]
         self.active = "active"
+        self.settings = (folder.parent / "first.env", folder.parent / "later.env")
 
     def __call__(self, spec: dict[str, Any], *words: str, check: bool = True) -> str:
         if words[0] == "show":
@@ -165,6 +173,7 @@ class Systemctl:
             return (
                 f"FragmentPath=/x/ollama.service\nDropInPaths={others}\nActiveState={self.active}\n"
                 f"Environment={text}\nNeedDaemonReload=no\n"
+                + "".join(f"EnvironmentFiles={path} (ignore_errors=yes)\n" for path in self.settings)
             )
         self.asked.append(words)
         return ""
@@ -248,6 +257,18 @@ def test_a_later_file_of_the_owner_wins_and_stays(unit: Systemctl) -> None:
     (unit.folder / "new.conf").write_text("[Service]\n")  # and one that came meanwhile
     ollama_adopt.give_back(spec(unit), silent)
     assert sorted(path.name for path in unit.folder.iterdir()) == ["new.conf", "zz.conf"]
+
+
+def test_a_settings_file_of_the_owner_wins_over_every_drop_in_and_it_is_said(unit: Systemctl) -> None:
+    unit.folder.mkdir()
+    (unit.folder / "override.conf").write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
+    first, later = unit.settings
+    first.write_text('# OLLAMA_DEBUG=1\nOLLAMA_HOST=0.0.0.0\nOLLAMA_KEEP_ALIVE="7m"\nTHEIRS=1\n')
+    later.write_text("OLLAMA_HOST='127.0.0.1:11434'\n")
+    asked = spec(unit, OLLAMA_KEEP_ALIVE="30m", OLLAMA_DEBUG="0")
+    said = ollama_adopt.adopt(asked, silent)["data"]["said"]
+    assert said == [f"{first} is read after every drop-in and wins: OLLAMA_KEEP_ALIVE"]
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {"OLLAMA_KEEP_ALIVE": str(first)}
 
 
 def edit(unit: Systemctl, tmp_path: Path) -> dict[str, Any]:

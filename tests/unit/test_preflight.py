@@ -227,6 +227,7 @@ def test_a_bare_host_has_no_state(tmp_path: Path) -> None:
         Path(layout.manifest).write_text(json.dumps(manifest))
         state = preflight.read_state(session, layout)
         assert (state.stands, state.has_data, state.versions()) == (False, True, manifest["versions"])
+        assert state.gone, "as a plain `down` leaves it"
         Path(layout.manifest).write_text('{"plan": ')
         with pytest.raises(ConfigError) as caught:
             preflight.read_state(session, layout)
@@ -259,6 +260,7 @@ def test_what_the_runner_says_counts_and_without_it_the_manifest(
         state = preflight.read_state(session, layout)
         assert session.layout_runner == str(runner)
     assert state.stands == (manifest is not None)
+    assert not state.gone
     assert bool(state.edited) == (state.stands and answers == "answers")
 
 

@@ -47,7 +47,7 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
     warnings += _another_ollama(report, roles, state)
     adopted = adopting.adopted(report, settings, state, manager, picked.models) if "models" in roles else None
     before = adopting.recorded(state)
-    told = adopting.words(adopted, before)
+    told = adopting.words(adopted, None if state.gone else before)  # a `down` has given it back
     reasons += told[0]
     warnings += told[1]
     retired = _retired(roles, state)

@@ -29,13 +29,17 @@ Commands = Generator[StringCommand | FileUploadCommand, None, None]
 
 @dataclass(frozen=True)
 class Directory:
-    """A folder. With `deep` all that is in it changes hands with it: accounts may come back with other numbers."""
+    """A folder. With `deep` all that is in it changes hands with it: accounts may come back with other numbers.
+
+    `shared`: it may be there already, its owner's, and is then left as it is.
+    """
 
     path: str
     mode: str = "0755"
     owner: str = ""
     group: str = ""
     deep: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def directories(wanted: list[Directory]) -> Commands:
     states = ask(PathStates, paths=[item.path for item in wanted])
     noop = True
     for item, now in zip(wanted, states, strict=True):
+        if item.shared and now["kind"] == "directory":
+            continue
         if now["kind"] != "directory":
             noop = False
             yield StringCommand("mkdir", "-p", "-m", _mode(item.mode), QuoteString(item.path))
@@ -345,8 +351,27 @@ def python_env(plan: Plan, component: str, lock: str, version: str = "") -> Comm
     yield StringCommand("rm", "-f", QuoteString(path))
 
 
-# folders of a user that `up` made where they were not there; deepest first, and only empty ones go
+# folders of a user that `up` makes where they are not there; deepest first, and only empty ones go
 ON_THE_WAY = (".config/systemd/user", ".config/systemd", ".config", ".local/share", ".local/state", ".local")
+
+
+def _way(plan: Plan) -> tuple[str, str]:
+    """The user's home, and the record of those folders that were not there before the first `up`."""
+    return plan.layout.etc.removesuffix("/.config/ownstack"), f"{plan.layout.var}/on-the-way"
+
+
+@operation()
+def note_the_way(plan: Plan) -> Commands:
+    """Note which folders of a user's home are not there yet. A box that stands without that note is an older one."""
+    home, record = _way(plan)
+    ways = [f"{home}/{path}" for path in ON_THE_WAY]
+    noted, stands, *states = ask(PathStates, paths=[record, plan.layout.manifest, *ways])
+    if "file" in (noted["kind"], stands["kind"]):
+        host.noop("it is noted")
+        return
+    missing = [path for path, now in zip(ON_THE_WAY, states, strict=True) if now["kind"] != "directory"]
+    yield StringCommand("mkdir", "-p", QuoteString(plan.layout.var))
+    yield StringCommand("echo", QuoteString(" ".join(missing)), ">", QuoteString(record))
 
 
 @operation()
@@ -356,14 +381,16 @@ def farewell(plan: Plan, purge: bool, accounts: list[Account], packages: list[st
     yield StringCommand("rm", "-rf", QuoteString(layout.opt), QuoteString(f"{layout.var}/work"))
     if not purge:
         return
-    yield StringCommand("rm", "-rf", QuoteString(layout.var), QuoteString(layout.etc))
     above = layout.opt.rpartition("/")[0]
     if above.endswith("/ownstack"):  # a user's programs lie one folder deeper
         yield StringCommand("rmdir", "--ignore-fail-on-non-empty", QuoteString(above))
-    if not plan.system:
-        home = layout.etc.removesuffix("/.config/ownstack")
-        for path in ON_THE_WAY:
-            yield StringCommand("rmdir", QuoteString(f"{home}/{path}"), "2>/dev/null || true")
+    away = StringCommand("rm", "-rf", QuoteString(layout.var), QuoteString(layout.etc))
+    if plan.system:
+        yield away
+    else:
+        home, record = _way(plan)
+        made = StringCommand("made=$(cat", QuoteString(record), "2>/dev/null || echo", *ON_THE_WAY, ");")
+        yield StringCommand(made, away, "&& { cd", QuoteString(home), "&& rmdir $made 2>/dev/null || true; }")
     have = ask(Accounts)
     for account in accounts:
         if account.name in have["users"]:

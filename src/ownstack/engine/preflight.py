@@ -111,7 +111,8 @@ def read_state(session: Session, layout: Layout) -> BoxState:
     runner = f"{layout.current('base')}/runner"
     step = step_command(runner, "box.state", state_spec(layout))
     rc, out, err = session.command(StringCommand("[ -x", QuoteString(runner), "] || exit 3;", step), timeout=None)
-    if rc != 3:
+    gone = rc == 3
+    if not gone:
         session.layout_runner = runner
         try:
             data = read_result("box.state", rc, out, err)["data"]
@@ -132,7 +133,7 @@ def read_state(session: Session, layout: Layout) -> BoxState:
             f"{layout.manifest} on {session.target} is damaged: {error}",
             hint="move it aside and run `ownstack up`: data and secrets are kept",
         ) from error
-    return BoxState(manifest={"plan": None, **manifest})
+    return BoxState(manifest={"plan": None, **manifest}, gone=gone)
 
 
 def state_spec(layout: Layout) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shlex
@@ -22,9 +23,13 @@ def _ctl(spec: Spec, *words: str, check: bool = True) -> str:
 
 
 def _show(spec: Spec, unit: str) -> dict[str, str]:
-    names = "FragmentPath,DropInPaths,ActiveState,Environment,NeedDaemonReload"
-    text = _ctl(spec, "show", "-p", names, "--", unit)
-    return dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+    names = "FragmentPath,DropInPaths,ActiveState,Environment,EnvironmentFiles,NeedDaemonReload"
+    found: dict[str, str] = {}
+    for line in _ctl(spec, "show", "-p", names, "--", unit).splitlines():
+        name, equals, value = line.partition("=")
+        if equals:  # files of settings come one a line
+            found[name] = f"{found[name]}\n{value}" if name in found else value
+    return found
 
 
 def _read(path: str) -> str:
@@ -46,6 +51,20 @@ def _sets(path: str) -> set[str]:
     return found
 
 
+def _settings_files(now: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Variable -> value and path, of the files that EnvironmentFile= names: they win over every Environment=."""
+    found: dict[str, tuple[str, str]] = {}
+    for row in now.get("EnvironmentFiles", "").splitlines():
+        for path in sorted(glob.glob(row.rpartition(" (ignore_errors=")[0])):
+            for line in _read(path).splitlines():
+                name, equals, value = line.strip().partition("=")
+                if equals and name[:1] not in "#;":
+                    value = value.strip()
+                    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+                    found[name.strip()] = (value[1:-1] if quoted else value, path)
+    return found
+
+
 def _mark(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -58,13 +77,17 @@ def _look(spec: Spec) -> dict[str, Any]:
     except ValueError:
         effective = {}
     others = [path for path in shlex.split(now.get("DropInPaths", "")) if path != spec["path"]]
+    settled = _settings_files(now)
     overruled, ours = {}, {}
     for path in [now.get("FragmentPath", ""), *others]:
-        for name in sorted(_sets(path) & set(spec["environment"])):
+        for name in sorted(_sets(path) & set(spec["environment"]) - set(settled)):
             if effective.get(name) == spec["environment"][name]:
                 ours[name] = path
             else:
                 overruled[name] = path
+    for name, value in spec["environment"].items():
+        if name in settled and settled[name][0] != value:
+            overruled[name] = settled[name][1]
     return {
         "there": bool(now.get("FragmentPath")),
         "active": now.get("ActiveState") == "active",
@@ -138,7 +161,10 @@ def adopt(spec: Spec, emit: Emit) -> Result:
         ) from error
     write_json(spec["record"], {**held, "applied": _mark(spec["content"])}, 0o600)
     after = _look(spec)
-    said = [f"{path} sorts later and wins: {name}" for name, path in after["overruled"].items()]
+    said = [
+        f"{path} {'sorts later' if path in after['dropins'] else 'is read after every drop-in'} and wins: {name}"
+        for name, path in after["overruled"].items()
+    ]
     said += [f"{name} of {path} does not count while the box stands" for name, path in after["ours"].items()]
     return {"changed": True, "data": {"said": said}}
 
