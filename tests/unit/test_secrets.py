@@ -166,8 +166,8 @@ def test_a_service_starts_anew_when_its_file_gets_another_secret(folder: Path, t
     """The plan is the same then: only the mark of the service that runs says that it has read another one."""
     mark, path, record = tmp_path / "active/qdrant", tmp_path / "config", str(tmp_path / "written")
     mark.parent.mkdir()
-    services = {"services": ["qdrant", "never-started"], "active_dir": str(mark.parent), "record": record}
-    wanted = filled(folder, path, "@@secret:key@@", **services)
+    services = ["qdrant", "never-started"]
+    wanted = filled(folder, path, "@@secret:key@@", services=services, active_dir=str(mark.parent), record=record)
     secrets.write_secret(str(folder), "key", "VALUE")
     secrets.fill(wanted, silent)
     mark.write_text("fingerprint")
