@@ -96,7 +96,7 @@ def take(host: Host) -> Footprint:
         accounts=lines("getent passwd"),
         groups=lines("getent group"),
         units=lines("systemctl list-unit-files --no-legend --plain | awk '$2 != \"transient\" {print $1, $2}'"),
-        packages=lines("dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n'"),
+        packages=lines("dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\\n'"),
         ports=lines("ss -Hltn | awk '{print $4}'"),
         firewall=lines(FIREWALL),
         crontabs=lines(CRONTABS),
