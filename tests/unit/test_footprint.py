@@ -56,12 +56,12 @@ KEPT = [
     "+ files: /var/lib/ownstack d 755 root:root ", "+ files: /etc/ownstack/secrets/x f 600 root:root ",
     "+ files: /usr/bin/zstd f 755 root:root ", "+ contents: aa  /etc/ownstack/n8n/env", "- contents: bb  /etc/passwd",
     "+ contents: cc  /etc/passwd", "+ accounts: ownstack-n8n:x:990:", "+ groups: ownstack-n8n:x:990:",
-    "- groups: render:x:104:anna", "+ groups: render:x:104:anna,ownstack-ollama", "+ packages: zstd 1.5 ii",
+    "- groups: render:x:104:anna", "+ groups: render:x:104:anna,ownstack-ollama", "+ packages: zstd 1.5 installed",
 ]  # fmt: skip
 LEFT = [
     "+ files: /var/lib/ownstacks d 755 root:root ", "+ files: /etc/systemd/system/ownstack-n8n.service f 644 r:r ",
     "- files: /etc/motd f 644 root:root ", "+ contents: dd  /etc/fstab", "+ accounts: someone:x:991:",
-    "+ groups: audio:x:29:someone", "- groups: audio:x:29:", "+ packages: nginx 1 ii",
+    "+ groups: audio:x:29:someone", "- groups: audio:x:29:", "+ packages: nginx 1 installed",
     "+ units: ownstack-backup.timer enabled", "+ ports: 127.0.0.1:6333", "+ firewall: t c accept", "+ crontabs: ee  x",
 ]  # fmt: skip
 
