@@ -28,7 +28,7 @@ class Services:
         }
         self.embeds, self.deletes = 1, True
 
-    def request(self, method: str, url: str, body: Any, *_: Any, **__: Any) -> tuple[int, Any]:
+    def request(self, method: str, url: str, body: Any, *more: Any, **named: Any) -> tuple[int, Any]:
         if url.endswith("/api/embed"):
             self.embeds -= 1
             return (200, {"embeddings": [[1.0]] * len(body["input"])}) if self.embeds >= 0 else (500, {"error": "busy"})
