@@ -16,7 +16,7 @@ from roles.base import NAME, ROLE, files, recovery, schedule
 def bring_runner(plan: Plan) -> None:
     """The runner, which all steps need: to install, and to remove when programs were taken away before."""
     if not plan.system:
-        operations.note_the_way(name="Base: folders that are yours", plan=plan)
+        operations.note_the_way(name="Base: folders that are yours", plan=plan, seen={})
     operations.directories(name="Base: folders", wanted=_folders(plan))
     part = plan.role(NAME)
     runner_python = str(part.settings["runner_python"])

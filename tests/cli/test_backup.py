@@ -311,5 +311,8 @@ def test_status_says_when_one_is_overdue(
     if told_of:
         failed = {"time": time.time() - 3600, "message": "disk-full"}
         assert describe_overdue({"every": every, "unit": "", "last": last, "failed": failed}) == ""
+        soon = {"every": every, "unit": "", "last": last, "scheduled": time.time() - 3600}
+        assert describe_overdue(soon) == "", "the first of a timer that was set an hour ago is yet to come"
+        assert "nothing was heard" in describe_overdue({"every": every, "unit": "", "scheduled": last["time"]})
     assert describe_overdue({"every": "never", "last": {"time": 0.1}}) == ""
     assert "yet to come" in describe_backup({"every": every})

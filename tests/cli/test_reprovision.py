@@ -375,3 +375,20 @@ def test_where_they_cannot_have_them_before_they_are_indexed_after_the_switch(
     assert ("indexed by Open WebUI, and found bit by bit" in capsys.readouterr().err) == (why == "it cannot embed")
     assert "open_webui.reindex" in steps(box)
     assert carried(box) == []
+
+
+def test_nothing_is_switched_where_half_of_the_vectors_would_count_as_all(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict(monkeypatch, Outcome.ok("fine"))
+    real = Session.step
+
+    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == "open_webui.vectors":
+            raise RunError("half of it is there", code="vectors-half")
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", step)
+    assert run(["up", "--yes", "--json", *EMBEDDING]) != 0
+    assert "half of it is there" in capsys.readouterr().out
+    assert not {"box.activate", "open_webui.reindex"} & set(steps(box))

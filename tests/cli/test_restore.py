@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from ownstack.cli import run
 from ownstack.engine import preflight
+from ownstack.engine.session import Session
 from ownstack.verify.check import Outcome
 from tests.cli import backing, standing
 from tests.cli.backing import ABOUT, WORD
@@ -128,6 +130,25 @@ def test_an_identity_that_is_not_there_is_told_before_anything_is_made(
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--identity", "/nowhere/identity"]) == 2
     assert "/nowhere/identity" in told(capsys)["error"]["message"]
     assert box.seen.commands == []
+
+
+def test_an_identity_may_come_through_a_pipe(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"AGE-SECRET-KEY-1")
+    os.close(writing)
+    sent: list[str] = []
+    private = Session.private
+
+    def keep(self: Session, text: str) -> Any:
+        sent.append(text)
+        return private(self, text)
+
+    monkeypatch.setattr(Session, "private", keep)
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--identity", f"/dev/fd/{reading}"]) == 0
+    os.close(reading)
+    assert sent == ["AGE-SECRET-KEY-1"]
 
 
 @pytest.mark.parametrize("fault", ["", "checks", "newer"])

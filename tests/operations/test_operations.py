@@ -371,11 +371,25 @@ def test_purge_leaves_empty_folders_that_were_there_before(session: Session, tmp
     plan = made.model_copy(update={"layout": layout, "manager": "systemd-user", "system": False})
     for path in (".local/state", ".config"):
         (home / path).mkdir(parents=True)
-    changes_once(session, plan, lambda: operations.note_the_way(name="x", plan=plan))
+    changes_once(session, plan, lambda: operations.note_the_way(name="x", plan=plan, seen={}))
     for path in (layout.opt, layout.secrets, layout.data("qdrant"), layout.units):
         Path(path).mkdir(parents=True)
     run(session, plan, lambda: operations.farewell(name="x", plan=plan, purge=True, accounts=[], packages=[]))
     assert sorted(str(path.relative_to(home)) for path in home.rglob("*")) == [".config", ".local", ".local/state"]
+
+
+def test_the_journal_of_the_first_run_is_on_the_way_too(tmp_path: Path) -> None:
+    """A run that holds the box writes into it before its first operation looks."""
+    home = tmp_path / "home"
+    home.mkdir()
+    made = plan_below(tmp_path)
+    layout = load({"root": str(home), "prefix": "optest"}, None, {}).layout(str(home), 1000)
+    plan = made.model_copy(update={"layout": layout, "manager": "systemd-user", "system": False})
+    with Session(Target()) as opened:
+        opened.hold(layout, "up")
+        run(opened, plan, lambda: operations.note_the_way(name="x", plan=plan, seen={}))
+    assert (Path(layout.var) / "journal.jsonl").exists()
+    assert Path(layout.var, "on-the-way").read_text().split() == list(operations.ON_THE_WAY)
 
 
 def test_down_leaves_data_and_purge_leaves_nothing(session: Session, tmp_path: Path) -> None:

@@ -508,6 +508,7 @@ def test_what_a_person_asks_for_does_not_wait_for_itself(box: SmallBox, monkeypa
 def test_the_passphrase_of_a_timer_is_a_secret_and_in_no_backup(box: SmallBox) -> None:
     place = box.make_spec(**by_word(box), secret="backup_passphrase")
     assert backup.place(place, silent)["data"] == {"elsewhere": False}
+    assert 0 <= time.time() - backup.state(place, silent)["data"]["scheduled"] < 60
     kept = box.secrets / "backup_passphrase"
     assert kept.read_text().strip() == WORD
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600

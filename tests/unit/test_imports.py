@@ -255,6 +255,8 @@ def test_an_open_webui_takes_the_place_of_the_boxes_and_goes_again(box: SmallBox
     source = webui(tmp_path / "volume")
     before, theirs, asked = box.content(), seen(source), spec(box, source)
     told = imports.stage(asked, silent)["data"]
+    laid = json.loads((box.var / "run/restore.json").read_text())
+    assert (laid["status"], laid["clean"]) == ("staged", False), "a run that is killed at its question leaves copies"
     assert box.content() == before, "laying ready changes nothing"
     assert told["holds"] == {"accounts": 2, "chats": 2, "files": 2, "knowledge collections": 0}
     assert told["here"] == {"accounts": 2, "chats": 3, "files": 1, "knowledge collections": 1}

@@ -355,3 +355,34 @@ def test_what_a_person_brought_stays_theirs_when_a_plan_wants_it(
             "yours": asked}  # fmt: skip
     ollama_pull.pull(spec, lambda _: None)
     assert json.loads(record.read_text())["m:1"].get("yours", False) == theirs
+
+
+@pytest.mark.parametrize("fault", ["wait_ready", "bake"])
+def test_what_the_kit_fetched_is_not_taken_for_its_owners_when_it_could_not_be_served_at_once(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, blob = tmp_path / "models.json", "sha256:" + "b" * 64
+    manifest = tmp_path / "models/manifests/registry.ollama.ai/library/m/1"
+    manifest.parent.mkdir(parents=True)
+
+    def bring(*_: Any) -> dict[str, str]:
+        manifest.write_text("{}")
+        return {"digest": "d", "blob": blob}
+
+    def fails(*_: Any) -> float:
+        raise StepError("the engine does not answer", code="engine-down")
+
+    there = {"digest": "d", "size": 1, "blob": blob, "num_ctx": 0}
+    monkeypatch.setattr("ownstack.runner.ollama_api.state", lambda *_: there if manifest.exists() else None)
+    monkeypatch.setattr(ollama_pull, "_bring", bring)
+    monkeypatch.setattr(ollama_pull, "wait_ready", lambda *_: 0.0)
+    monkeypatch.setattr("ownstack.runner.ollama_api.bake", lambda *_: None)
+    spec = {"model": "m:1", "tag": "m:1", "url": "http://127.0.0.1:9", "record": str(record), "num_ctx": 4096,
+            "run_dir": str(tmp_path / "run"), "models": str(tmp_path / "models"), "check": False}  # fmt: skip
+    with monkeypatch.context() as patched:
+        where = "ownstack.runner.ollama_pull.wait_ready" if fault == "wait_ready" else "ownstack.runner.ollama_api.bake"
+        patched.setattr(where, fails)
+        with pytest.raises(StepError):
+            ollama_pull.pull(spec, lambda _: None)
+    ollama_pull.pull(spec, lambda _: None)
+    assert "yours" not in json.loads(record.read_text())["m:1"]

@@ -186,6 +186,20 @@ def test_a_service_starts_anew_when_its_file_gets_another_secret(folder: Path, t
     assert mark.exists(), "an edited file stays, and what has read it goes on"
 
 
+def test_a_file_that_its_owner_keeps_elsewhere_starts_nothing_anew(folder: Path, tmp_path: Path) -> None:
+    """A link to a file with the planned content is left as it is: each `up` would restart the service."""
+    mark, path, record = tmp_path / "active/qdrant", tmp_path / "config", str(tmp_path / "written")
+    mark.parent.mkdir()
+    wanted = filled(folder, path, "@@secret:key@@", services=["qdrant"], active_dir=str(mark.parent), record=record)
+    secrets.write_secret(str(folder), "key", "VALUE")
+    secrets.fill(wanted, silent)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    mark.write_text("fingerprint")
+    assert not secrets.fill(wanted, silent)["changed"]
+    assert mark.exists()
+
+
 def test_owner_and_group_are_part_of_the_state(folder: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: gives a file to another account")

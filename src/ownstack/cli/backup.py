@@ -116,7 +116,10 @@ def schedule(
     if every != "never":
         with on_target(site.session, word) as key:
             keys = backups.key_spec(old, recipients=list(recipients), **key)
-            told_place = {**backups.common(old), **keys, "to": target, "secret": backups.PASSPHRASE}
+            told_place = {
+                **backups.common(old), **keys, "to": target, "secret": backups.PASSPHRASE,
+                "state": backups.state_file(old),
+            }  # fmt: skip
             elsewhere = site.session.step("backup.place", told_place)["elsewhere"]
         wanted = Schedule(
             every="week" if every == "week" else "day", to=target, keep=keep, with_models=with_models,

@@ -18,7 +18,7 @@ def carry(step: Step, plan: Plan, old: str) -> bool:
     """New vectors for what lies in the collections that begin with `old`. Whether that was done.
 
     Nobody may search the plan's collections yet. Not where the owner has Open WebUI embed with a model of his own: only
-    it knows which one.
+    it knows which one. Raises RunError where some of it stays half-done, which would be taken for whole.
     """
     from roles.open_webui import vectors_spec
 
@@ -28,6 +28,8 @@ def carry(step: Step, plan: Plan, old: str) -> bool:
     try:
         step("open_webui.vectors", spec)
     except RunError as error:
+        if error.code == "vectors-half":
+            raise
         note(f"documents are indexed by Open WebUI, and found bit by bit: {error.message}")
         return False
     return True

@@ -350,7 +350,8 @@ def restore(
 
 def _key(passphrase_file: Path | None, identity: Path | None, as_json: bool) -> str:
     if identity is not None:
-        identity.read_text()  # a wrong name is told now, and not when a box was made on a new machine
+        if identity.is_file() or not identity.exists():  # a pipe, as of `<(...)`, can be read only once
+            identity.read_text()  # a wrong name is told now, and not when a box was made on a new machine
         return ""
     if passphrase_file is not None:
         return read_passphrase(passphrase_file)

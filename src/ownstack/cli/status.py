@@ -160,7 +160,8 @@ OVERDUE_DAYS = {"day": 2, "week": 9}
 
 def describe_overdue(data: dict[str, Any]) -> str:
     """One line where the timer should have made a backup and neither one nor a failure was noted; empty else."""
-    tried = max((one["time"] for one in (data.get("last"), data.get("failed")) if one), default=0)
+    times = [one["time"] for one in (data.get("last"), data.get("failed")) if one]
+    tried = max((*times, data.get("scheduled", 0)))
     days = OVERDUE_DAYS.get(data.get("every", ""), 0)
     if not tried or not days or datetime.datetime.now().timestamp() - tried < days * 86400:
         return ""

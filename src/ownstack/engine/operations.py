@@ -361,15 +361,19 @@ def _way(plan: Plan) -> tuple[str, str]:
 
 
 @operation()
-def note_the_way(plan: Plan) -> Commands:
-    """Note which folders of a user's home are not there yet. A box that stands without that note is an older one."""
+def note_the_way(plan: Plan, seen: dict[str, list[str]]) -> Commands:
+    """Note which folders of a user's home are not there yet. A box that stands without that note is an older one.
+
+    seen: an empty one. What the preview saw counts: the journal makes some of them before this is carried out.
+    """
     home, record = _way(plan)
     ways = [f"{home}/{path}" for path in ON_THE_WAY]
     noted, stands, *states = ask(PathStates, paths=[record, plan.layout.manifest, *ways])
     if "file" in (noted["kind"], stands["kind"]):
         host.noop("it is noted")
         return
-    missing = [path for path, now in zip(ON_THE_WAY, states, strict=True) if now["kind"] != "directory"]
+    now = [path for path, state in zip(ON_THE_WAY, states, strict=True) if state["kind"] != "directory"]
+    missing = seen.setdefault("missing", now)
     yield StringCommand("mkdir", "-p", QuoteString(plan.layout.var))
     yield StringCommand("echo", QuoteString(" ".join(missing)), ">", QuoteString(record))
 

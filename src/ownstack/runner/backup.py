@@ -299,7 +299,7 @@ def scheduled(spec: Spec, emit: Emit) -> Result:
 
 
 def place(spec: Spec, emit: Emit) -> Result:
-    """Make ready for backups by a timer. spec: to, var, secrets_dir, age, and recipients or passphrase_file.
+    """Make ready for backups by a timer. spec: to, var, secrets_dir, age, and recipients or passphrase_file, state.
 
     The passphrase becomes a secret of the box. data: elsewhere (whether the folder is on another disk).
     """
@@ -309,6 +309,8 @@ def place(spec: Spec, emit: Emit) -> Result:
     if not spec.get("recipients"):
         write_secret(spec["secrets_dir"], spec["secret"], passphrase(spec))
     elsewhere = os.stat(spec["to"]).st_dev != os.stat(spec["var"]).st_dev
+    # from when on one is missed: the last one may be of long before
+    write_json(spec["state"], {**read_json(spec["state"], {}), "scheduled": time.time()})
     return {"changed": True, "data": {"elsewhere": elsewhere}}
 
 

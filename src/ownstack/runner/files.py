@@ -98,9 +98,15 @@ def put(item: dict[str, Any], data: bytes, record: str, dry: bool) -> bool:
 
 
 def replaces(item: dict[str, Any], data: bytes, record: str) -> bool:
-    """Whether `put` would give the file itself another content."""
+    """Whether `put` would give the file itself another content; a link to one with that content stays, as in `put`."""
     path = item["path"]
-    return digest(path) != hashlib.sha256(data).hexdigest() and not (record and is_edited(path, known(record)))
+    if record and is_edited(path, known(record)):
+        return False
+    try:
+        with open(path, "rb") as stream:
+            return stream.read() != data
+    except OSError:
+        return True
 
 
 def right(path: str, data: bytes | None, mode: int, owner: str, group: str) -> bool:

@@ -132,7 +132,8 @@ def _staged(spec: Spec, source: Source, emit: Emit) -> dict[str, Any]:
     noted = {"kind": source.kind, "ids": _ids(source.kind, database), "opened": told.pop("opened", None)}
     write_json(os.path.join(room, NOTED), noted, 0o600)
     os.sync()
-    write_json(spec["state"], {"status": "staged", "import": source.kind, "file": spec["path"], "items": items})
+    laid = {"status": "staged", "clean": False, "import": source.kind, "file": spec["path"], "items": items}
+    write_json(spec["state"], laid)
     here = {}
     try:
         here = _now(source.kind, os.path.join(place, source.database_name))

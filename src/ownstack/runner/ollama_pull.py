@@ -308,7 +308,9 @@ def _folder(path: str, owner: os.stat_result) -> None:
 
 
 def _serve(spec: Spec, found: dict[str, str], journal: Journal, emit: Emit) -> None:
-    """Write the context in, note where it came from, and have one real chat with it."""
+    """Note where it came from, write the context in, and have one real chat with it."""
+    # first: the next run would take what lies there unnoted for its owner's
+    remember(spec["record"], spec["tag"], found["digest"], found["blob"], bool(spec.get("yours")))
     journal.set(status="checking", what="first answer")
     wait_ready(spec["url"].rstrip("/") + "/api/version", 120, "ollama")
     name = api.parse(spec["model"])
@@ -317,7 +319,6 @@ def _serve(spec: Spec, found: dict[str, str], journal: Journal, emit: Emit) -> N
         api.bake(spec["url"], source, spec["tag"], spec["num_ctx"])
     elif api.parse(spec["tag"]) != api.parse(source):
         api.copy(spec["url"], source, spec["tag"])
-    remember(spec["record"], spec["tag"], found["digest"], found["blob"], bool(spec.get("yours")))
     if spec.get("check", True):
         from .ollama import chat_check
 

@@ -77,12 +77,34 @@ def vectors(spec: Spec, emit: Emit) -> Result:
     """Bring the new collections to what the earlier ones hold, which stay as they are.
 
     spec: secrets_dir, engine (its address), model, qdrant {url, secret, old, new}: the beginnings of the names.
-    data: embedded (how many texts), vectors (how many there are). What an earlier run has done stays, and what the
-    earlier collections hold no longer goes: nothing may search the new ones yet.
+    data: embedded (how many texts), vectors (how many there are). What a run that was cut off has done stays, and what
+    the earlier collections hold no longer goes: nothing may search the new ones yet. Where it fails the new ones go.
     """
     if spec.get("dry"):
         return {"changed": True, "data": {}}
-    store, about = Store(spec), spec["qdrant"]
+    store = Store(spec)
+    try:
+        return _carried(store, spec, emit)
+    except StepError as error:
+        _let_go(store, spec["qdrant"]["new"], error)
+        raise
+
+
+def _let_go(store: Store, prefix: str, why: StepError) -> None:
+    """Some of a file's texts would count as all of them when documents are indexed by Open WebUI instead."""
+    try:
+        for kind in store.kinds(prefix):
+            store.ask("DELETE", f"/{prefix}_{kind}")
+    except StepError as error:
+        raise StepError(
+            f"{why.message}; and what was made until then is still there: {error.message}",
+            hint="`ownstack logs qdrant` shows why; then run again",
+            code="vectors-half",
+        ) from why
+
+
+def _carried(store: Store, spec: Spec, emit: Emit) -> Result:
+    about = spec["qdrant"]
     old, there = store.kinds(about["old"]), store.kinds(about["new"])
     for kind in set(there) - set(old):
         store.ask("DELETE", f"/{about['new']}_{kind}")
