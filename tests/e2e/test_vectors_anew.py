@@ -31,6 +31,7 @@ class Web(BaseHTTPRequestHandler):
 
     texts: ClassVar[list[str]] = []
     asked: ClassVar[list[dict[str, Any]]] = []
+    deleted: ClassVar[set[str]] = set()
     fails = False
     index: Any = None
 
@@ -46,7 +47,8 @@ class Web(BaseHTTPRequestHandler):
             self.asked.append(body)
             type(self).index(body)
         data = json.dumps(found).encode()
-        self.send_response(500 if self.fails else 200)
+        missing = self.path.rpartition("/")[2] in self.deleted
+        self.send_response(500 if self.fails else 404 if missing else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -56,7 +58,7 @@ class Web(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    Web.texts, Web.asked, Web.fails = [], [], False
+    Web.texts, Web.asked, Web.deleted, Web.fails = [], [], set(), False
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -158,6 +160,36 @@ def test_a_run_that_was_cut_off_goes_on_and_what_went_meanwhile_goes(spec: dict[
     assert sorted(Web.texts) == ["another text", "line 99 of it"]
     assert held(store, f"{NEW}_files").keys() == held(store, f"{OLD}_files").keys()
     assert f"{NEW}_gone" not in [row["name"] for row in store.ask("GET", "/collections")["collections"]]
+
+
+def test_of_collections_that_are_searched_already_nothing_goes(spec: dict[str, Any], store: Qdrant) -> None:
+    """After a way back they may hold what the earlier ones never did."""
+    vectors(spec)
+    put(store, f"{NEW}_files", {**point(500, "file-z", "z"), "vector": [1.0, 2.0, 3.0]})
+    store.ask("PUT", f"/collections/{NEW}_more", MADE)
+    put(store, f"{OLD}_files", point(99, "file-b", "b"))
+    assert vectors({**spec, "live": True})["embedded"] == 1
+    assert held(store, f"{NEW}_files").keys() == {*range(70), 99, 500}
+    put(store, f"{OLD}_files", point(98, "file-b", "b"))
+    Web.fails = True
+    with pytest.raises(StepError, match="large:1 could not embed"):
+        vectors({**spec, "live": True})
+    there = [row["name"] for row in store.ask("GET", "/collections")["collections"]]
+    assert {f"{NEW}_files", f"{NEW}_more"} <= set(there)
+
+
+def test_what_was_deleted_while_it_was_carried_over_is_found_no_longer(spec: dict[str, Any], store: Qdrant) -> None:
+    put(store, f"{OLD}_files", *[point(n, "file-b", "b") for n in (98, 99)])
+    put(store, f"{OLD}_knowledge", point(102, "house", "b"))
+    vectors(spec)
+    for kind in ("files", "knowledge"):
+        only = {"must": [{"key": "metadata.file_id", "match": {"value": "b"}}]}
+        store.ask("POST", f"/collections/{OLD}_{kind}/points/delete?wait=true", {"filter": only})
+    put(store, f"{NEW}_files", {**point(500, "file-z", "z"), "vector": [1.0, 2.0, 3.0]})  # uploaded since the switch
+    Web.deleted.add("b")
+    open_webui_reindex.reindex({**spec, "carried": True}, silent)
+    assert held(store, f"{NEW}_files").keys() == {*range(70), 500}
+    assert held(store, f"{NEW}_knowledge").keys() == {100, 101}
 
 
 def test_a_model_that_cannot_embed_is_an_error(spec: dict[str, Any]) -> None:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     Step = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
-def carry(step: Step, plan: Plan, old: str) -> bool:
+def carry(step: Step, plan: Plan, old: str, live: bool = False) -> bool:
     """New vectors for what lies in the collections that begin with `old`. Whether that was done.
 
-    Nobody may search the plan's collections yet. Not where the owner has Open WebUI embed with a model of his own: only
-    it knows which one. Raises RunError where some of it stays half-done, which would be taken for whole.
+    `live`: the plan's collections are searched already, so that nothing of them may go. Not where the owner has
+    Open WebUI embed with a model of his own: only it knows which one. Raises RunError where some of it stays half-done,
+    which would be taken for whole.
     """
     from roles.open_webui import vectors_spec
 
@@ -26,7 +27,7 @@ def carry(step: Step, plan: Plan, old: str) -> bool:
     if not spec["model"]:
         return False
     try:
-        step("open_webui.vectors", spec)
+        step("open_webui.vectors", {**spec, "live": live})
     except RunError as error:
         if error.code == "vectors-half":
             raise
@@ -37,7 +38,7 @@ def carry(step: Step, plan: Plan, old: str) -> bool:
 
 def anew(step: Step, plan: Plan, old: str) -> None:
     """All of it, where the service that searches has just started. Raises RunError where a document does not arrive."""
-    rest(step, plan, old, carry(step, plan, old))
+    rest(step, plan, old, carry(step, plan, old, live=True))
 
 
 def rest(step: Step, plan: Plan, old: str, carried: bool) -> None:

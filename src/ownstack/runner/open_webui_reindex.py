@@ -59,6 +59,7 @@ def reindex(spec: Spec, emit: Emit) -> Result:
     site = kit(spec)
     with heartbeat(emit, "indexing the documents anew"):
         if spec.get("carried"):
+            _forget(spec, site)
             _rest(spec, site, emit)
         else:
             _all(spec, site, emit)
@@ -95,6 +96,26 @@ def _rest(spec: Spec, site: Site, emit: Emit) -> None:
         if kind == "knowledge":
             asked["collection_name"] = tenant
         site.call("POST", "/api/v1/retrieval/process/file", asked, timeout=HOUR)
+
+
+def _forget(spec: Spec, site: Site) -> None:
+    """Vectors of files that were deleted while they were carried over go: nobody may find them any longer."""
+    about = spec["qdrant"]
+    headers = {"api-key": read_secret(spec["secrets_dir"], about["secret"])}
+    gone: dict[str, bool] = {}
+    for kind in ("knowledge", "files"):
+        more = _indexed(spec, f"{about['new']}_{kind}") - _indexed(spec, f"{about['old']}_{kind}")
+        for tenant, file in sorted(more):
+            name = file or tenant.removeprefix("file-")
+            if name not in gone:
+                gone[name] = site.call("GET", f"/api/v1/files/{name}")[0] == 404
+            if (file or kind == "files") and gone[name]:
+                must = [{"key": "tenant_id", "match": {"value": tenant}}]
+                must += [{"key": "metadata.file_id", "match": {"value": file}}] if file else []
+                url = f"{about['url']}/collections/{about['new']}_{kind}/points/delete?wait=true"
+                status, _ = request("POST", url, {"filter": {"must": must}}, headers, timeout=HOUR)
+                if status != 200:
+                    raise StepError(f"Qdrant answered {status} to a delete in {kind}", hint="`ownstack logs qdrant`")
 
 
 def _missing(spec: Spec, site: Site) -> list[tuple[str, str, str]]:

@@ -76,18 +76,28 @@ class Store:
 def vectors(spec: Spec, emit: Emit) -> Result:
     """Bring the new collections to what the earlier ones hold, which stay as they are.
 
-    spec: secrets_dir, engine (its address), model, qdrant {url, secret, old, new}: the beginnings of the names.
+    spec: secrets_dir, engine (its address), model, qdrant {url, secret, old, new}: the beginnings of the names; live:
+    Open WebUI searches the new ones already.
     data: embedded (how many texts), vectors (how many there are). What a run that was cut off has done stays, and what
-    the earlier collections hold no longer goes: nothing may search the new ones yet. Where it fails the new ones go.
+    the earlier collections hold no longer goes. Where it fails the new ones go. Of live ones nothing goes: they may
+    hold what the earlier ones never did, after a way back say.
     """
     if spec.get("dry"):
         return {"changed": True, "data": {}}
     store = Store(spec)
+    written: list[int] = []
     try:
-        return _carried(store, spec, emit)
+        return _carried(store, spec, emit, written)
     except StepError as error:
-        _let_go(store, spec["qdrant"]["new"], error)
+        if not spec.get("live"):
+            _let_go(store, spec["qdrant"]["new"], error)
+        elif written:
+            raise _half(f"{error.message}; {sum(written)} texts have their new vectors already") from error
         raise
+
+
+def _half(message: str) -> StepError:
+    return StepError(message, hint="`ownstack logs qdrant` shows why; then run again", code="vectors-half")
 
 
 def _let_go(store: Store, prefix: str, why: StepError) -> None:
@@ -96,20 +106,16 @@ def _let_go(store: Store, prefix: str, why: StepError) -> None:
         for kind in store.kinds(prefix):
             store.ask("DELETE", f"/{prefix}_{kind}")
     except StepError as error:
-        raise StepError(
-            f"{why.message}; and what was made until then is still there: {error.message}",
-            hint="`ownstack logs qdrant` shows why; then run again",
-            code="vectors-half",
-        ) from why
+        raise _half(f"{why.message}; and what was made until then is still there: {error.message}") from why
 
 
-def _carried(store: Store, spec: Spec, emit: Emit) -> Result:
-    about = spec["qdrant"]
+def _carried(store: Store, spec: Spec, emit: Emit, written: list[int]) -> Result:
+    about, live = spec["qdrant"], bool(spec.get("live"))
     old, there = store.kinds(about["old"]), store.kinds(about["new"])
-    for kind in set(there) - set(old):
+    for kind in set() if live else set(there) - set(old):
         store.ask("DELETE", f"/{about['new']}_{kind}")
     total = sum(store.count(f"{about['old']}_{kind}") for kind in old)
-    done = embedded = 0
+    done = 0
     for kind in old:
         source, target = f"{about['old']}_{kind}", f"{about['new']}_{kind}"
         made, held = kind in there, set()
@@ -123,11 +129,12 @@ def _carried(store: Store, spec: Spec, emit: Emit) -> Result:
                     store.like(target, source, len(missing[0]["vector"]))
                     made = True
                 store.ask("PUT", f"/{target}/points?wait=true", {"points": missing})
+                written.append(len(missing))
             held |= {point["id"] for point in wanted}
-            done, embedded = done + len(page), embedded + len(missing)
-        if kind in there:
+            done += len(page)
+        if kind in there and not live:
             _drop(store, target, held)
-    return {"changed": bool(embedded), "data": {"embedded": embedded, "vectors": done}}
+    return {"changed": bool(written), "data": {"embedded": sum(written), "vectors": done}}
 
 
 def _of(point: Point, model: str) -> Point:
