@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ownstack.settings import load
 from ownstack.verify.check import Check, Outcome
 from ownstack.verify.runner import VerifyReport
 from tests.cli import standing
-from tests.cli.standing import Box
+from tests.cli.standing import Box, told
 from tests.unit import machines
 
 activate()
@@ -39,11 +38,6 @@ def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
 def verdict(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, role: str = "models") -> None:
     one = Check("models-chat", "The engine answers", lambda context: outcome, "look", role)
     monkeypatch.setattr("ownstack.verify.runner.all_checks", lambda plan: [one])
-
-
-def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def steps(box: Box) -> list[str]:

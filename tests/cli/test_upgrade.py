@@ -18,7 +18,7 @@ from ownstack.errors import RunError
 from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
-from tests.cli.standing import Box
+from tests.cli.standing import Box, told
 from tests.unit import machines
 from tests.unit.test_upgrading import older
 
@@ -79,11 +79,6 @@ def steps(box: Box) -> list[str]:
 def specs(box: Box, name: str) -> list[dict[str, Any]]:
     """The specifications with which a step was carried out."""
     return [told for step, told in carried_out(box) if step == name]
-
-
-def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
