@@ -114,9 +114,8 @@ def test_a_change_that_does_not_verify_is_taken_back(box: Host, ownstack: Ownsta
     # the engine that is started anew cannot load anything: the first chat after the switch fails
     limit = "[Service]\nEnvironment=OLLAMA_LOAD_TIMEOUT=1ns\n"
     box.run("cat > /run/systemd/system/ownstack-ollama.service.d/fault.conf", data=limit)
-    box.run(
-        "systemctl daemon-reload"
-    )  # from the engine's next start on: before the switch each new model has to answer
+    # from the engine's next start on: before the switch each new model has to answer
+    box.run("systemctl daemon-reload")
     failed = ownstack("up", "--yes", "--json", "--from", str(reports[48]), "--set", "ollama.keep_alive=7m", check=False)
     box.run("rm /run/systemd/system/ownstack-ollama.service.d/fault.conf && systemctl daemon-reload")
     box.run("systemctl restart ownstack-ollama")

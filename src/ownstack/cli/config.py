@@ -131,9 +131,8 @@ def put(path: Path, text: str, check: Callable[[Path], object] = lambda new: Non
     with new.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(
-            stream.fileno()
-        )  # after a power cut an empty file would mean defaults: models back in their old folder
+        # after a power cut an empty file would mean defaults: models back in their old folder
+        os.fsync(stream.fileno())
     try:
         check(new)
         if real.exists():

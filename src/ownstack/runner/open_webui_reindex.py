@@ -12,6 +12,7 @@ from .core import Emit, Result, Spec, StepError, heartbeat, progress
 from .http import request
 from .open_webui_memories import memories
 from .open_webui_site import Site, kit
+from .open_webui_vectors import Store
 from .secrets import read_secret
 
 PAGE = 1000
@@ -100,22 +101,18 @@ def _rest(spec: Spec, site: Site, emit: Emit) -> None:
 
 def _forget(spec: Spec, site: Site) -> None:
     """Vectors of files that were deleted while they were carried over go: nobody may find them any longer."""
-    about = spec["qdrant"]
-    headers = {"api-key": read_secret(spec["secrets_dir"], about["secret"])}
-    gone: dict[str, bool] = {}
+    about, store = spec["qdrant"], Store(spec)
     for kind in ("knowledge", "files"):
         more = _indexed(spec, f"{about['new']}_{kind}") - _indexed(spec, f"{about['old']}_{kind}")
         for tenant, file in sorted(more):
+            if kind == "knowledge" and not file:  # what describes a collection
+                continue
             name = file or tenant.removeprefix("file-")
-            if name not in gone:
-                gone[name] = site.call("GET", f"/api/v1/files/{name}")[0] == 404
-            if (file or kind == "files") and gone[name]:
-                must = [{"key": "tenant_id", "match": {"value": tenant}}]
-                must += [{"key": "metadata.file_id", "match": {"value": file}}] if file else []
-                url = f"{about['url']}/collections/{about['new']}_{kind}/points/delete?wait=true"
-                status, _ = request("POST", url, {"filter": {"must": must}}, headers, timeout=HOUR)
-                if status != 200:
-                    raise StepError(f"Qdrant answered {status} to a delete in {kind}", hint="`ownstack logs qdrant`")
+            if site.call("GET", f"/api/v1/files/{name}")[0] != 404:
+                continue
+            must = [{"key": "tenant_id", "match": {"value": tenant}}]
+            must += [{"key": "metadata.file_id", "match": {"value": file}}] if file else []
+            store.ask("POST", f"/{about['new']}_{kind}/points/delete?wait=true", {"filter": {"must": must}})
 
 
 def _missing(spec: Spec, site: Site) -> list[tuple[str, str, str]]:
