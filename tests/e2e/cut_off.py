@@ -17,9 +17,10 @@ from tests.hosts.kit import Ownstack
 STATUS = "var/lib/ownstack/run/upgrade.json"
 SEED = 20261130
 BY = ("kill -9", "hard stop of the host")
-# `CUTS=all tests/run --full ...` cuts off at every point, which takes hours; else a seeded sample, of `CUTS` points
+# `CUTS=all tests/run --full ...` cuts off at every point and `CUTS=steps` at every step of the journal, which take
+# hours; else a seeded sample, of `CUTS` points
 CUTS = os.environ.get("CUTS", "")
-ALL = CUTS == "all"
+ALL, STEPS = CUTS == "all", CUTS == "steps"
 # the product, which notes each point that it comes to, and ends itself without a word at the one that was named. A
 # point is "2 NAME", when a step of the journal begins for the second time, or "told WORDS", the first time
 TOLD = r"""
@@ -110,6 +111,8 @@ def is_step(point: str) -> bool:
 
 def chosen(points: list[str], number: int, what: str) -> list[str]:
     """All of them, or a seeded sample in their order; `what` it is drawn for makes samples differ."""
+    if STEPS:
+        return [point for point in points if is_step(point)]
     number = len(points) if ALL else int(CUTS or number)
     if len(points) <= number:
         return points
@@ -119,6 +122,8 @@ def chosen(points: list[str], number: int, what: str) -> list[str]:
 
 def sampled() -> str:
     """For the head of a result page."""
+    if STEPS:
+        return "At every step of the journal."
     return "At every point." if ALL else "At a seeded sample of the points."
 
 

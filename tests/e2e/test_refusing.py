@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.e2e.conftest import Mirror
 from tests.hosts import Host, Network, scan
 from tests.hosts.kit import Ownstack
 from tests.hosts.network import Uplink
+from tests.hosts.state import clear_host
 
 SSH = 22
 # names, discovery, time, snmp, and the box's own numbers
@@ -152,9 +154,11 @@ def box(common: Host) -> Host:
 
 
 @pytest.fixture(scope="module")
-def second(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Uplink:
-    """Another host on the same network; it goes away with the run."""
-    return network.attach("second", network.space / "hosts" / "second")
+def second(network: Network) -> Iterator[Uplink]:
+    """Another host on the same network. It goes with this file: other tests of the run make hosts too."""
+    folder = network.space / "hosts" / "stranger"
+    yield network.attach(folder.name, folder)
+    clear_host(folder)
 
 
 def scanned(second: Uplink, address: str, *udp: int) -> dict[str, list[int]]:
