@@ -61,6 +61,10 @@ class UnreachableError(OwnstackError):
     exit_code = 4
 
 
+class ConnectionLostError(UnreachableError):
+    """A connection that stood has broken: what runs again goes on where it stopped."""
+
+
 def way_back(method: Method) -> Method:
     """For a method that puts back what was there, and is told first why (in words or as an error): what fails on that
     way says why it was gone, or the first fault would be known to nobody, and that `up` goes on from there.

@@ -27,7 +27,14 @@ HOST = r"^([A-Za-z0-9_][A-Za-z0-9._@-]*@)?[A-Za-z0-9:\[][A-Za-z0-9._:\[\]-]*$"
 MARK = "@@secret:"
 LIST_THEM = "`ownstack config` lists all settings"
 # environment variables of ours that are not settings
-NOT_SETTINGS = ("OWNSTACK_KIT", "OWNSTACK_CONFIG", "OWNSTACK_PYTHON", "OWNSTACK_VENV", "OWNSTACK_SSH_CONFIG")
+NOT_SETTINGS = (
+    "OWNSTACK_KIT",
+    "OWNSTACK_CONFIG",
+    "OWNSTACK_PYTHON",
+    "OWNSTACK_VENV",
+    "OWNSTACK_SSH_CONFIG",
+    "OWNSTACK_RECONNECT",
+)
 
 
 class Folder(Frozen):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.e2e.conftest import Mirror
@@ -246,13 +247,40 @@ def wrong_bytes(bench: Bench) -> Iterator[str]:
         yield "one bit of the archive is another"
 
 
-@fault("the SSH connection breaks", "unreachable", says="again")
+@fault("the SSH connection breaks", "heals", says="connected again")
 def ssh_lost(bench: Bench) -> Iterator[str]:
+    yield from cut(bench, CUT, "the server's end of the connection is killed")
+
+
+@fault("the SSH connection breaks, and nobody answers any more", "unreachable", says="cannot reach")
+def ssh_gone(bench: Bench) -> Iterator[str]:
+    plain = bench.ownstack
+    bench.ownstack = replace(plain, variables={**plain.variables, "OWNSTACK_RECONNECT": "6"})
+    try:
+        yield from cut(bench, f"{CUT}systemctl stop ssh.socket ssh\n", "the connection is killed, and sshd ends")
+    finally:
+        bench.ownstack = plain
+        bench.run("systemctl start ssh")
+
+
+@fault("the network is away for 80 s", "heals", says="connected again")
+def network_away(bench: Bench) -> Iterator[str]:
+    """Nothing tells either end: the connection stands, and nothing comes through it."""
     bench.run(f"rm {VAR}/ollama/.ollama/server.json; systemctl stop ownstack-ollama")
-    # the sshd of this run's connection: the ancestor of the shell that holds the box's lock
-    bench.run("cat > /run/cut", data=CUT)
+    bench.host.hang_up()  # the tests' own connection would hang as well
+    veth = bench.host.uplink.veth
+    script = f"sleep 4; ip link set {veth} down; sleep 80; ip link set {veth} up"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as away:
+        yield f"the cable of {bench.host.name} is pulled"
+        assert away.wait(100) == 0
+
+
+def cut(bench: Bench, script: str, proof: str) -> Iterator[str]:
+    """Something to do for `up`, whose connection ends in the middle of it."""
+    bench.run(f"rm {VAR}/ollama/.ollama/server.json; systemctl stop ownstack-ollama")
+    bench.run("cat > /run/cut", data=script)
     bench.run("systemd-run --quiet --collect sh /run/cut")
-    yield "the server's end of the connection is killed"
+    yield proof
     assert bench.run("cat /run/killed")
     bench.run("rm /run/killed /run/cut")
 

@@ -86,6 +86,7 @@ def judged(fault: Fault, result: Any) -> tuple[str, str]:
     told = json.loads(result.stdout)
     if fault.expect in ("heals", "bears", "waits"):
         assert told["ok"], told["error"]
+        assert re.search(fault.says, result.stderr), result.stderr
         changed = [op["name"] for op in told["data"]["operations"] if op["changed"]]
         return fault.expect, ", ".join(changed)
     error = told["error"]

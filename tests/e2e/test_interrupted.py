@@ -150,7 +150,7 @@ def test_killed_at_ten_points_it_converges_and_nothing_is_lost(
 def test_the_connection_closed_during_a_pull(
     box: Host, ownstack: Ownstack, mirror: Mirror, network: Network, tmp_path: Path
 ) -> None:
-    """The pull of the embedding model, which `up` waits for, half fetched: the next `up` fetches the rest."""
+    """The pull of the embedding model, which `up` waits for, half fetched: the run goes on, and fetches the rest."""
     with lab.models(mirror.lab, tmp_path / "registry").serve(network.gateway) as registry:
         moved = ownstack.toml.replace(mirror.registry.url.removeprefix("http://"), registry.url.removeprefix("http://"))
         slow = Ownstack(box, variables=ownstack.variables, toml=moved)
@@ -160,7 +160,7 @@ def test_the_connection_closed_during_a_pull(
         argv = slow._prepared("up", "--yes", "--no-verify", "--json")
         process = subprocess.Popen(
             argv, env=slow.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         end = time.monotonic() + 120
         while sum(asked.sent for asked in registry.asked) < 10_000_000:
@@ -169,13 +169,11 @@ def test_the_connection_closed_during_a_pull(
             time.sleep(0.1)
         # the sshd that serves this connection: the parent of the shell that runs the step
         box.run("kill -9 $(ps -o ppid= -p $(pgrep -of 'ollama[.]pull'))")
-        said, _ = process.communicate(timeout=60)
-        error = json.loads(said)["error"]
-        assert process.returncode == 4, error
-        assert error["hint"]
         sent = sum(asked.sent for asked in registry.asked)
         registry.rate = None
-        slow.json("up", "--yes", "--no-verify")
+        said, words = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert words.index("trying to connect again") < words.index("connected again to ")
         assert EMBEDDING in box.output("curl -s http://127.0.0.1:11434/api/tags")
         again = sum(asked.sent for asked in registry.asked) - sent
         digest = max(registry.asked, key=lambda asked: asked.sent).path.rpartition("sha256:")[2]

@@ -107,6 +107,24 @@ def test_a_beating_one_keeps_it(session: Session, layout: Layout, monkeypatch: p
     held.close()
 
 
+def test_one_that_gets_no_answer_ends_what_waits_on_its_connection(
+    session: Session, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold, "BEAT_S", 0.2)
+    held, given_up = Hold(session, layout, "up"), threading.Event()
+    assert isinstance(held.channel, hold.Here)
+    monkeypatch.setattr(held.channel, "give_up", given_up.set)
+    assert not given_up.wait(1)
+    os.killpg(held.channel.process.pid, signal.SIGKILL)
+    assert given_up.wait(10)
+    held.close()
+    given_up.clear()
+    done = Hold(session, layout, "up")
+    monkeypatch.setattr(done.channel, "give_up", given_up.set)
+    done.close()
+    assert not given_up.wait(1), "who ends by himself gives nothing up"
+
+
 def test_lines_are_there_before_the_work_goes_on(session: Session, layout: Layout) -> None:
     held = Hold(session, layout, "up")
     held.plan = "abc"

@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -39,6 +40,9 @@ COMMANDS = {
     "down": "down",
     "completion": "completion",
 }
+
+# what comes to the same when it is run a second time: it goes on by itself when its connection has broken
+GOING_ON = frozenset(("up", "upgrade"))
 
 EPILOG = """Exit codes: 0 all as planned, 1 a run or a check failed, 2 wrong usage or settings, 3 nothing fits or the
 host is not supported, 4 the host cannot be reached, 10 changes are pending (`plan --exit-code`), 130 interrupted."""
@@ -128,7 +132,7 @@ def run(arguments: list[str]) -> int:
 
     name = next((word for word in arguments if not word.startswith("-")), "")
     try:
-        result = cli.main(arguments, prog_name="ownstack", standalone_mode=False)
+        result = called(name, lambda: cli.main(arguments, prog_name="ownstack", standalone_mode=False))
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:  # `ownstack` alone is a question, not a mistake
         click.echo(error.format_message(), err=True)
@@ -143,6 +147,15 @@ def run(arguments: list[str]) -> int:
         if told is not error:
             told.__cause__ = error
         return fail(name, "--json" in arguments, told, status, verbose=level(arguments) > 1)
+
+
+def called(name: str, command: Callable[[], object]) -> object:
+    """What a command gives; of those that go on when a connection breaks, at its last attempt."""
+    if name not in GOING_ON:
+        return command()
+    from .again import going_on
+
+    return going_on(command)
 
 
 def level(arguments: list[str]) -> int:

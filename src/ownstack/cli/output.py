@@ -66,12 +66,15 @@ def size(value: float | None) -> str:
 
 def confirm(question: str, yes: bool, as_json: bool = False) -> None:
     """Ask before a change. Without a terminal and without `--yes`: exit code 2, never a hanging prompt."""
-    if yes:
+    from .again import current
+
+    if yes or question in current().agreed:
         return
     if as_json or not sys.stdin.isatty():
         raise UsageError("this asks before it changes anything, and there is no terminal to ask on")
     if not click.confirm(question, default=False, err=True):
         raise click.Abort
+    current().agreed.add(question)
 
 
 class UsageError(OwnstackError):

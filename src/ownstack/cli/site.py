@@ -14,6 +14,7 @@ import click
 
 from .. import __version__
 from ..errors import ConfigError, RunError
+from .again import current
 from .output import note
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ def open_site(
         ollama = settings.role("ollama")
         if ollama.use != "own":
             state = state.model_copy(update=read_existing(session, ollama.url))
+        if current().again:
+            note(f"connected again to {target}: this run goes on")
         yield Site(settings, session, report, data, state)
         session.note("done", doing)
 
@@ -208,10 +211,14 @@ def sudo_password(report: HardwareReport, file: Path | None) -> str | None:
     """Asked once, before anything starts; never from a flag's value."""
     if report.host.sudo != "password":
         return None
-    if file is not None:
-        text = sys.stdin.readline() if str(file) == "-" else file.read_text()
-        return text.rstrip("\n")
-    if not sys.stdin.isatty():
+    if file is not None and str(file) != "-":
+        return file.read_text().rstrip("\n")
+    if file is None and not sys.stdin.isatty():
         return None
-    note(f"sudo on {report.host.hostname} asks for the password of {report.host.user}.")
-    return str(click.prompt("Password", hide_input=True, err=True))
+    known, whose = current().passwords, f"{report.host.user} on {report.host.hostname}"
+    if whose not in known and file is not None:
+        known[whose] = sys.stdin.readline().rstrip("\n")
+    elif whose not in known:
+        note(f"sudo on {report.host.hostname} asks for the password of {report.host.user}.")
+        known[whose] = str(click.prompt("Password", hide_input=True, err=True))
+    return known[whose]

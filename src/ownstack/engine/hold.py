@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.connectors.util import make_unix_command_for_host
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import ConnectionLostError, OwnstackError, RunError, UnreachableError
 
 if TYPE_CHECKING:
     from ..plan import Layout
@@ -80,6 +80,9 @@ class Channel(Protocol):
 
     def close(self) -> None: ...
 
+    def give_up(self) -> None:
+        """Nobody answers there any more: whatever else waits on the same connection is to know it too."""
+
 
 class OverSSH:
     def __init__(self, client: Any, command: str) -> None:
@@ -96,6 +99,9 @@ class OverSSH:
 
     def close(self) -> None:
         self.channel.close()
+
+    def give_up(self) -> None:
+        self.channel.get_transport().close()
 
 
 class Here:
@@ -119,6 +125,9 @@ class Here:
         with contextlib.suppress(OSError):
             self.input.close()
         self.process.wait(5)
+
+    def give_up(self) -> None:
+        """On this machine nothing else ends with it."""
 
 
 class Hold:
@@ -185,6 +194,8 @@ class Hold:
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_S):
             if not self._say("beat"):
+                if not self.ended.is_set():
+                    self.channel.give_up()
                 return
 
     def note(self, event: str, step: str, **more: Any) -> None:
@@ -199,7 +210,7 @@ class Hold:
 
     def _refused(self, why: str) -> OwnstackError:
         if not why:
-            return UnreachableError(
+            return ConnectionLostError(
                 f"this run no longer holds the box on {self.where}: the connection was cut or slept too long",
                 hint="run the same command again: it goes on where it stopped",
             )

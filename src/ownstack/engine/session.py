@@ -21,7 +21,7 @@ from pyinfra.api.output import set_echo
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_state
 
-from ..errors import RunError, UnreachableError
+from ..errors import ConnectionLostError, RunError, UnreachableError
 from .inventory import connector_for, inventory_of
 from .lean import SSHException
 
@@ -279,8 +279,10 @@ class Session:
         except TimeoutError:
             return 124, "", f"no end after {timeout} s"
         except (OSError, EOFError, ConnectError) as error:
-            raise UnreachableError(f"the connection to {self.target} broke: {error}", hint="run again") from error
+            raise self._lost(str(error)) from error
         except SSHException as error:
+            if not self.alive:
+                raise self._lost(str(error)) from error
             raise UnreachableError(
                 f"{self.target} opens no further channel: {error}",
                 hint="run again; MaxSessions in its sshd_config has to be at least 3 (10 is the default)",
@@ -291,7 +293,12 @@ class Session:
                 rc = int(lines[index][len(MARK) :])
                 text = "\n".join(lines[:index])
                 return rc, text[:-1] if text.endswith("\n") else text, output.stderr
+        if not self.alive:
+            raise self._lost("it ended in the middle of a command")
         return 255, output.stdout, output.stderr
+
+    def _lost(self, why: str) -> ConnectionLostError:
+        return ConnectionLostError(f"the connection to {self.target} broke: {why}", hint="run again")
 
     @contextlib.contextmanager
     def _way(self) -> Iterator[dict[str, str]]:
