@@ -19,7 +19,7 @@ from pyinfra.api.operations import run_ops
 from pyinfra.api.state import BaseStateCallback, State
 from pyinfra.context import ctx_host, ctx_state
 
-from ..errors import ConnectionLostError, OwnstackError, RunError
+from ..errors import OwnstackError, RunError, UnreachableError
 from . import ahead, carry, units
 from .facts import StepState
 from .lean import SSHException
@@ -231,11 +231,8 @@ def _failure(session: Session, error: Exception | None = None) -> OwnstackError:
     return RunError(f"the run on {session.target} stopped: {error or 'the host gave no answer'}", hint="run again")
 
 
-def _cut(session: Session, how: str = "") -> ConnectionLostError:
-    return ConnectionLostError(
-        f"the connection to {session.target} broke{f' ({how})' if how else ''}",
-        hint="run the same command again: it goes on where it stopped",
-    )
+def _cut(session: Session, how: str = "") -> UnreachableError:
+    return session.lost(how, "run the same command again: it goes on where it stopped")
 
 
 def _not_uploaded(session: Session, meta: Any) -> str:

@@ -279,10 +279,10 @@ class Session:
         except TimeoutError:
             return 124, "", f"no end after {timeout} s"
         except (OSError, EOFError, ConnectError) as error:
-            raise self._lost(str(error)) from error
+            raise self.lost(str(error)) from error
         except SSHException as error:
             if not self.alive:
-                raise self._lost(str(error)) from error
+                raise self.lost(str(error)) from error
             raise UnreachableError(
                 f"{self.target} opens no further channel: {error}",
                 hint="run again; MaxSessions in its sshd_config has to be at least 3 (10 is the default)",
@@ -294,11 +294,13 @@ class Session:
                 text = "\n".join(lines[:index])
                 return rc, text[:-1] if text.endswith("\n") else text, output.stderr
         if not self.alive:
-            raise self._lost("it ended in the middle of a command")
+            raise self.lost("it ended in the middle of a command")
         return 255, output.stdout, output.stderr
 
-    def _lost(self, why: str) -> ConnectionLostError:
-        return ConnectionLostError(f"the connection to {self.target} broke: {why}", hint="run again")
+    def lost(self, why: str, hint: str = "run again") -> UnreachableError:
+        """The error of a connection that broke. One to this machine does not come back by itself."""
+        kind = UnreachableError if self.target.local else ConnectionLostError
+        return kind(f"the connection to {self.target} broke{f': {why}' if why else ''}", hint=hint)
 
     @contextlib.contextmanager
     def _way(self) -> Iterator[dict[str, str]]:
