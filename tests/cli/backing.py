@@ -12,10 +12,11 @@ from tests.cli import standing
 from tests.cli.standing import Box, verdict
 
 WORD = "four words in a row"
+BOX: dict[str, Any] = {"vectors": "open-webui", "models": [], "imported": {}}
 ABOUT: dict[str, Any] = {
     "file": "/mnt/b.tar", "created": "20261101T020304Z", "hostname": "old", "kit_version": "0.1.0", "versions": {},
     "bytes": 9, "parts": 4, "holds": {"accounts": 2, "chats": 3}, "opened": True, "models": [],
-    "services": ["open_webui", "n8n"], "box": {"vectors": "open-webui", "models": []},
+    "services": ["open_webui", "n8n"], "box": BOX,
 }  # fmt: skip
 MADE = {"file": "/mnt/b.tar", "bytes": 2**20, "holds": {"chats": 3}, "removed": [], "seconds": 1.0, "models": [],
         "without_models": ""}  # fmt: skip
