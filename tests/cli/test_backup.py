@@ -310,9 +310,21 @@ def test_status_says_when_one_is_overdue(
     assert (line in capsys.readouterr().out) == told_of
     if told_of:
         failed = {"time": time.time() - 3600, "message": "disk-full"}
-        assert describe_overdue({"every": every, "unit": "", "last": last, "failed": failed}) == ""
-        soon = {"every": every, "unit": "", "last": last, "scheduled": time.time() - 3600}
+        assert describe_overdue({"every": every, "look": "", "last": last, "failed": failed}) == ""
+        soon = {"every": every, "look": "", "last": last, "scheduled": time.time() - 3600}
         assert describe_overdue(soon) == "", "the first of a timer that was set an hour ago is yet to come"
-        assert "nothing was heard" in describe_overdue({"every": every, "unit": "", "scheduled": last["time"]})
+        assert "nothing was heard" in describe_overdue({"every": every, "look": "", "scheduled": last["time"]})
     assert describe_overdue({"every": "never", "last": {"time": 0.1}}) == ""
     assert "yet to come" in describe_backup({"every": every})
+
+
+@pytest.mark.parametrize(("manager", "words"), [("systemd", "systemctl"), ("systemd-user", "systemctl --user")])
+def test_status_names_a_unit_so_that_it_is_found(
+    manager: str, words: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = Schedule(every="day", to="/mnt/usb", keep=7)
+    plan = machines.plan(box.report).model_copy(update={"backup": wanted, "manager": manager})
+    box.state = machines.box(plan)
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"scheduled": time.time() - 3 * 86400})
+    assert run(["status"]) == 0
+    assert f"`{words} status ownstack-backup` shows why" in capsys.readouterr().out
