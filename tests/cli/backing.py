@@ -22,10 +22,11 @@ MADE = {"file": "/mnt/b.tar", "bytes": 2**20, "holds": {"chats": 3}, "removed": 
         "without_models": ""}  # fmt: skip
 
 
-def stand(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Box:
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
     """A box whose backup is made, looked into, found and restored."""
     found = standing.stand(monkeypatch)
-    standing.carried(monkeypatch, folder)
+    standing.carried(monkeypatch, tmp_path)
     monkeypatch.setitem(standing.ANSWERS, "backup.make_outliving", MADE)
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", ABOUT)
     monkeypatch.setitem(standing.ANSWERS, "backup.find", {"file": "/mnt/b.tar"})
@@ -34,8 +35,9 @@ def stand(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Box:
     return found
 
 
-def word(folder: Path) -> str:
+@pytest.fixture
+def word(tmp_path: Path) -> str:
     """A file with the passphrase."""
-    path = folder / "word"
+    path = tmp_path / "word"
     path.write_text(WORD + "\n")
     return str(path)

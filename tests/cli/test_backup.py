@@ -12,20 +12,12 @@ import pytest
 from ownstack.cli import run
 from ownstack.cli.status import describe_backup, describe_overdue
 from ownstack.plan import Schedule
-from tests.cli import backing, standing
-from tests.cli.backing import ABOUT, MADE, WORD
+from tests.cli import standing
+from tests.cli.backing import ABOUT, MADE, WORD, box, word
 from tests.cli.standing import Box, spec, steps, told
 from tests.unit import machines
 
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
-    return backing.stand(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> str:
-    return backing.word(tmp_path)
+__all__ = ["box", "word"]
 
 
 def test_without_a_key_it_is_refused_before_the_box_is_asked(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,8 +233,8 @@ def test_status_says_whether_a_backup_was_tried(
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {key: known[value] for key, value in state.items()})
     assert run(["status"]) == 0
     out = capsys.readouterr().out
-    for word in words:
-        assert word in out
+    for part in words:
+        assert part in out
     assert run(["status", "--json"]) == 0
     assert told(capsys)["data"]["backup"].get("drill") == known.get(state.get("drill", ""))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +13,12 @@ from ownstack.cli import run
 from ownstack.engine import preflight
 from ownstack.engine.session import Session
 from ownstack.verify.check import Outcome
-from tests.cli import backing, standing
-from tests.cli.backing import ABOUT, BOX, WORD
+from tests.cli import standing
+from tests.cli.backing import ABOUT, BOX, WORD, box, word
 from tests.cli.standing import Box, spec, specs, steps, told, verdict
 from tests.unit import machines
 
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
-    return backing.stand(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> str:
-    return backing.word(tmp_path)
+__all__ = ["box", "word"]
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:

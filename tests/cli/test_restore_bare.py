@@ -16,21 +16,13 @@ from ownstack.engine.session import MARK, Session, Target
 from ownstack.errors import RunError
 from ownstack.runner import backup
 from ownstack.state import BoxState
-from tests.cli import backing, standing
-from tests.cli.backing import ABOUT, BOX
+from tests.cli import standing
+from tests.cli.backing import ABOUT, BOX, box, word
 from tests.cli.standing import Box, specs, steps, told
 from tests.fixtures.small_box import SmallBox
 from tests.unit import machines
 
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
-    return backing.stand(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> str:
-    return backing.word(tmp_path)
+__all__ = ["box", "word"]
 
 
 def bare_machine(
