@@ -102,7 +102,9 @@ def watched(context: Context) -> Outcome:
     """The card was there at the last look; what happened since is told with its time."""
     data = context.step("gpu.state", state=state_file(context.plan))
     if not data:
-        return Outcome.amber("the watch has not looked yet", "`systemctl start` it, or wait ten minutes")
+        start = f"`{units.systemctl(context.plan)} start {unit(context.plan)}`, or "
+        now = "" if context.plan.manager == "supervisord" else start
+        return Outcome.amber("the watch has not looked yet", f"{now}wait {EVERY_MINUTES} minutes")
     events = data.get("events", [])
     last = f"; {len(events)} events, the last: {told(events[-1])}" if events else ""
     measured = f"{data.get('what', '')}{last}"

@@ -119,10 +119,17 @@ def steps(box: Box) -> list[str]:
 
 
 def spec(box: Box, step: str) -> dict[str, Any]:
+    (found,) = specs(box, step)
+    return found
+
+
+def specs(box: Box, step: str) -> list[dict[str, Any]]:
+    """What a step was told, each time that it was carried out."""
     named = [c for c in box.seen.commands if f"{step} --json" in c.replace("'", "")]
-    (command,) = [c for c in named if '"dry": true' not in c]
-    words = shlex.split(command)
-    while "--json" not in words:  # a shell within a shell
-        words = shlex.split(next(word for word in words if "--json" in word))
-    found: dict[str, Any] = json.loads(words[words.index("--json") + 1])
+    found = []
+    for command in [c for c in named if '"dry": true' not in c]:
+        words = shlex.split(command)
+        while "--json" not in words:  # a shell within a shell
+            words = shlex.split(next(word for word in words if "--json" in word))
+        found.append(json.loads(words[words.index("--json") + 1]))
     return found

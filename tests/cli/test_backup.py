@@ -12,20 +12,12 @@ import pytest
 from ownstack.cli import run
 from ownstack.cli.status import describe_backup, describe_overdue
 from ownstack.plan import Schedule
-from tests.cli import backing, standing
-from tests.cli.backing import ABOUT, MADE, WORD
+from tests.cli import standing
+from tests.cli.backing import ABOUT, MADE, WORD, box, word
 from tests.cli.standing import Box, spec, steps, told
 from tests.unit import machines
 
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
-    return backing.stand(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> str:
-    return backing.word(tmp_path)
+__all__ = ["box", "word"]
 
 
 def test_without_a_key_it_is_refused_before_the_box_is_asked(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,8 +233,8 @@ def test_status_says_whether_a_backup_was_tried(
     monkeypatch.setitem(standing.ANSWERS, "backup.state", {key: known[value] for key, value in state.items()})
     assert run(["status"]) == 0
     out = capsys.readouterr().out
-    for word in words:
-        assert word in out
+    for part in words:
+        assert part in out
     assert run(["status", "--json"]) == 0
     assert told(capsys)["data"]["backup"].get("drill") == known.get(state.get("drill", ""))
 
@@ -310,9 +302,21 @@ def test_status_says_when_one_is_overdue(
     assert (line in capsys.readouterr().out) == told_of
     if told_of:
         failed = {"time": time.time() - 3600, "message": "disk-full"}
-        assert describe_overdue({"every": every, "unit": "", "last": last, "failed": failed}) == ""
-        soon = {"every": every, "unit": "", "last": last, "scheduled": time.time() - 3600}
+        assert describe_overdue({"every": every, "look": "", "last": last, "failed": failed}) == ""
+        soon = {"every": every, "look": "", "last": last, "scheduled": time.time() - 3600}
         assert describe_overdue(soon) == "", "the first of a timer that was set an hour ago is yet to come"
-        assert "nothing was heard" in describe_overdue({"every": every, "unit": "", "scheduled": last["time"]})
+        assert "nothing was heard" in describe_overdue({"every": every, "look": "", "scheduled": last["time"]})
     assert describe_overdue({"every": "never", "last": {"time": 0.1}}) == ""
     assert "yet to come" in describe_backup({"every": every})
+
+
+@pytest.mark.parametrize(("manager", "words"), [("systemd", "systemctl"), ("systemd-user", "systemctl --user")])
+def test_status_names_a_unit_so_that_it_is_found(
+    manager: str, words: str, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = Schedule(every="day", to="/mnt/usb", keep=7)
+    plan = machines.plan(box.report).model_copy(update={"backup": wanted, "manager": manager})
+    box.state = machines.box(plan)
+    monkeypatch.setitem(standing.ANSWERS, "backup.state", {"scheduled": time.time() - 3 * 86400})
+    assert run(["status"]) == 0
+    assert f"`{words} status ownstack-backup` shows why" in capsys.readouterr().out

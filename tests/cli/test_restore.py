@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +13,12 @@ from ownstack.cli import run
 from ownstack.engine import preflight
 from ownstack.engine.session import Session
 from ownstack.verify.check import Outcome
-from tests.cli import backing, standing
-from tests.cli.backing import ABOUT, WORD
-from tests.cli.standing import Box, spec, steps, told, verdict
+from tests.cli import standing
+from tests.cli.backing import ABOUT, BOX, WORD, box, word
+from tests.cli.standing import Box, spec, specs, steps, told, verdict
 from tests.unit import machines
 
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
-    return backing.stand(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> str:
-    return backing.word(tmp_path)
+__all__ = ["box", "word"]
 
 
 def test_a_restore_in_its_order(box: Box, word: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +51,7 @@ def test_what_is_not_in_the_backup_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A box that has more than the one of the backup had: with an empty folder in its place the rest would be lost."""
-    about = {**ABOUT, "services": services, "versions": versions, "box": {"vectors": "open-webui-other", "models": []}}
+    about = {**ABOUT, "services": services, "versions": versions, "box": {**BOX, "vectors": "open-webui-other"}}
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", about)
     assert run(["restore", "/mnt/b.tar", "--yes", "--passphrase-file", word]) == 0
     for step in ("restore.stage", "restore.swap"):
@@ -69,6 +60,34 @@ def test_what_is_not_in_the_backup_stays_as_it_is(
     left = {"open_webui", "n8n", "qdrant"} - set(exchanged)
     said = capsys.readouterr().err
     assert {name for name in left if f"{name} is not in the backup: its data stays" in said} == left
+
+
+MARA, JO = {"owner": "mara@example.org"}, {"owner": "jo@example.org"}
+
+
+@pytest.mark.parametrize(
+    ("here", "held", "services", "noted"),
+    [
+        ({}, {"n8n": MARA}, ["open_webui", "n8n"], {"n8n": MARA}),
+        ({"n8n": MARA}, {}, ["open_webui", "n8n"], {}),
+        ({"n8n": MARA, "open_webui": JO}, {"n8n": JO}, ["n8n"], {"n8n": JO, "open_webui": JO}),
+        ({"open_webui": JO}, {"open_webui": MARA, "n8n": MARA}, ["n8n"], {"open_webui": JO, "n8n": MARA}),
+        ({"n8n": MARA}, {"n8n": MARA}, ["n8n"], None),
+    ],
+)
+def test_whose_accounts_were_imported_comes_with_their_data(
+    here: dict[str, Any], held: dict[str, Any], services: list[str], noted: dict[str, Any] | None, box: Box, word: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """`ownstack password` would name a first password that does not count."""
+    box.state = box.state.model_copy(update={"manifest": {**(box.state.manifest or {}), "imported": here}})
+    about = {**ABOUT, "services": services, "box": {**BOX, "imported": held}}
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", about)
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
+    told = [one["values"]["imported"] for one in specs(box, "box.write_manifest") if "imported" in one["values"]]
+    assert told == ([] if noted is None else [noted])
+    done = steps(box)
+    assert done.index("restore.finish") > max(i for i, name in enumerate(done) if name == "box.write_manifest")
 
 
 def test_a_restore_that_does_not_verify_is_taken_back(
@@ -200,14 +219,14 @@ def test_another_embedding_model_indexes_documents_anew(
     embedding = plan.model("embedding")
     assert embedding is not None
     mine = embedding.model_dump(mode="json")
-    same = {"vectors": "open-webui-before", "models": [mine]}
+    same = {**BOX, "vectors": "open-webui-before", "models": [mine]}
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": same})
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
     assert "open_webui.reindex" not in steps(box)
     assert any("open-webui-before" in data.decode("utf-8", "replace") for _, data in box.seen.files) or any(
         "open-webui-before" in command for command in box.seen.commands
     )
-    other = {"vectors": "open-webui", "models": [{**mine, "tag": "other:1"}]}
+    other = {**BOX, "models": [{**mine, "tag": "other:1"}]}
     monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": other})
     assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
     assert spec(box, "open_webui.reindex")["qdrant"]["old"] == "open-webui"

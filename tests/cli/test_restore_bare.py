@@ -16,21 +16,13 @@ from ownstack.engine.session import MARK, Session, Target
 from ownstack.errors import RunError
 from ownstack.runner import backup
 from ownstack.state import BoxState
-from tests.cli import backing, standing
-from tests.cli.backing import ABOUT
-from tests.cli.standing import Box, steps, told
+from tests.cli import standing
+from tests.cli.backing import ABOUT, BOX, box, word
+from tests.cli.standing import Box, specs, steps, told
 from tests.fixtures.small_box import SmallBox
 from tests.unit import machines
 
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Box:
-    return backing.stand(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> str:
-    return backing.word(tmp_path)
+__all__ = ["box", "word"]
 
 
 def bare_machine(
@@ -154,6 +146,22 @@ def test_data_that_an_earlier_box_left_is_not_replaced_unasked(
     monkeypatch.setattr(restore, "confirm", confirm)
     assert run(["restore", "/mnt/usb/a.tar", "--passphrase-file", word]) == 0
     assert questions == (["Make", "Put"] if earlier else ["Make"])
+
+
+def test_on_a_new_machine_imported_accounts_are_known_as_that(
+    box: Box, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, imported = box.state, {"n8n": {"owner": "mara@example.org"}}
+
+    def made(site: Any, plan: Any, listen: Any) -> Any:
+        site.state = before
+        return site.recorded_plan()
+
+    bare_machine(box, monkeypatch, ["/mnt/usb/a.tar"], {})
+    monkeypatch.setattr(restore, "made", made)
+    monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "box": {**BOX, "imported": imported}})
+    assert run(["restore", "/mnt/usb/a.tar", "--yes", "--json", "--passphrase-file", word]) == 0
+    assert imported in [one["values"].get("imported") for one in specs(box, "box.write_manifest")]
 
 
 def test_a_box_that_was_made_for_a_backup_which_does_not_open_is_told(

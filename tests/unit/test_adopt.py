@@ -331,11 +331,13 @@ def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None
     assert made.adopted.dropin in [file.path for file in written_files(made)], "its difference is shown"
 
 
-def test_one_that_does_not_come_up_is_put_back(unit: Systemctl, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("manager", "option"), [("systemd", "-u"), ("systemd-user", "--user-unit")])
+def test_one_that_does_not_come_up_is_put_back(manager: str, option: str, unit: Systemctl, tmp_path: Path) -> None:
     unit.fails = True
     with pytest.raises(StepError) as caught:
-        ollama_adopt.adopt(spec(unit), silent)
+        ollama_adopt.adopt({**spec(unit), "manager": manager}, silent)
     assert caught.value.code == "adopt-failed"
+    assert f"`journalctl {option} ollama.service`" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

@@ -114,6 +114,17 @@ def test_a_backup_holds_everything_and_is_opened_again(box: SmallBox) -> None:
     assert found["holds"] == data["holds"]
 
 
+@pytest.mark.parametrize("imported", [None, {"n8n": {"owner": "mara@example.org"}}])
+def test_a_backup_tells_whose_accounts_were_imported(imported: dict[str, Any] | None, box: SmallBox) -> None:
+    """Not in the clear; one of a box into which nothing was imported, or of an older ownstack, tells of none."""
+    if imported is not None:
+        box.manifest.write_text(json.dumps({**json.loads(box.manifest.read_text()), "imported": imported}))
+    path = made(box)["file"]
+    assert backup_check.verify(box.verify_spec(path), silent)["data"]["box"] == {}
+    spec = box.verify_spec(path, identity_file=str(box.identity))
+    assert backup_check.verify(spec, silent)["data"]["box"]["imported"] == (imported or {})
+
+
 def test_rows_that_lie_in_the_wal_only_are_in_the_backup(box: SmallBox) -> None:
     with contextlib.closing(sqlite3.connect(box.var / "open_webui/webui.db")) as live:
         live.execute("INSERT INTO chat (path) VALUES ('later')")

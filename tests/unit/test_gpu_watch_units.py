@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import types
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def test_each_manager_gets_its_own_files(manager: str, names: list[str]) -> None
     files = watch.files(gpu_plan(manager=manager))
     assert [Path(file.path).name for file in files] == ["gpu-watch.json", *[f"ownstack-{name}" for name in names]]
     assert not any(file.secret for file in files)
+
+
+@pytest.mark.parametrize(
+    ("manager", "hint"),
+    [
+        ("systemd", "`systemctl start ownstack-gpu-watch`, or wait 10 minutes"),
+        ("systemd-user", "`systemctl --user start ownstack-gpu-watch`, or wait 10 minutes"),
+        ("supervisord", "wait 10 minutes"),
+    ],
+)
+def test_where_it_has_not_looked_yet_it_is_said_how_it_does(manager: str, hint: str) -> None:
+    context: Any = types.SimpleNamespace(plan=gpu_plan(manager=manager), step=lambda name, **asked: {})
+    assert watch.watched(context).hint == hint
 
 
 @pytest.mark.parametrize("manager", ["systemd", "systemd-user"])

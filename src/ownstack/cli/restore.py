@@ -61,6 +61,7 @@ class Restoring:
             self.step("restore.swap")
             models = self._bring()
             report = self._verified()
+            self._note()
         except UnreachableError:
             raise  # nobody is there to be told; the next `up` puts back what was there
         except OwnstackError as error:
@@ -105,6 +106,20 @@ class Restoring:
         if why:
             raise RunError(why)
         return report
+
+    def _note(self) -> None:
+        """Whose accounts were imported belongs to their data: it comes from where that comes from."""
+        from ..engine.apply import execute
+        from ..kit import activate
+
+        activate()
+        from deploy import remember
+
+        there = (self.site.state.manifest or {}).get("imported", {})
+        stays = {name: about for name, about in there.items() if name not in self.about["services"]}
+        comes = {name: about for name, about in self.about["box"]["imported"].items() if name in self.about["services"]}
+        if {**stays, **comes} != there:
+            execute(self.site.session, remember, self.listen, plan=self.plan, values={"imported": {**stays, **comes}})
 
     @way_back
     def take_back(self, why: str) -> RunError:

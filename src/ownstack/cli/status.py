@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def gather(site: Site) -> dict[str, Any]:
     """Everything that `status` knows, as data."""
     plan = site.recorded_plan()
+    from ..engine import units
     from ..kit import activate
     from ..upgrading import newer
 
@@ -69,6 +70,7 @@ def gather(site: Site) -> dict[str, Any]:
             **backup_state(site, plan),
             "every": plan.backup.every if plan.backup else "never",
             "unit": plan.layout.unit("backup"),
+            "look": f"{units.systemctl(plan)} status {plan.layout.unit('backup')}",
         },
         "upgrades": newer(plan, site.data),
         "snapshots": [public(row) for row in copies["snapshots"]],
@@ -167,7 +169,7 @@ def describe_overdue(data: dict[str, Any]) -> str:
         return ""
     return (
         f"nothing was heard of a backup since {day(tried)}, though one is due every {data['every']}: "
-        f"`systemctl status {data['unit']}` shows why (a disk that is not there, say)"
+        f"`{data['look']}` shows why (a disk that is not there, say)"
     )
 
 

@@ -13,6 +13,11 @@ from .render import environment, render
 HOMES = ("/home/", "/root/", "/run/user/")  # a unit sees nothing there but what is bound into it
 
 
+def systemctl(plan: Plan) -> str:
+    """The program as somebody calls it who looks at units of this box."""
+    return "systemctl --user" if plan.manager == "systemd-user" else "systemctl"
+
+
 def _plain(value: object) -> str:
     """`%` starts a specifier, a line break would start another setting."""
     text = str(value)

@@ -20,10 +20,10 @@ from .backup_check import contents, holds, verify
 from .backup_file import BOX, PART, Writer, opened
 from .backup_names import find, name_of, ours
 from .core import FULL, Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
-from .gpu import arm, disarm
 from .journal import holder, outlive
 from .sealed import passphrase, ready, seal, unseal
 from .secrets import NAME, read_secret, write_secret
+from .timers import arm, disarm
 
 WAIT_S, LOOK_S = 3600.0, 20.0  # how long a timer's backup waits for its turn, and how often it looks
 # work that may be cut off -> its name, and the states in which data and programs may not belong together

@@ -39,8 +39,9 @@ def look(spec: Spec, emit: Emit) -> dict[str, Any]:
         if can_open(spec):
             unlock(held, spec)
             contents(held, spec["work"], emit)
-            plan = json.loads(held.read(BOX))["plan"]
-            box = {"vectors": plan.get("vectors", ""), "models": plan["models"]}
+            known = json.loads(held.read(BOX))
+            plan = known["plan"]
+            box = {"vectors": plan.get("vectors", ""), "models": plan["models"], "imported": known.get("imported", {})}
             if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
                 raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
         about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}

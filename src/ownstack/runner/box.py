@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from . import disk, files, journal
 from .artifacts import held
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
+from .detached import journal_option
 from .http import request, wait_ready
 from .managers import call, manager
 from .ollama_pull import seen
@@ -189,7 +190,7 @@ def logs(spec: Spec, emit: Emit) -> Result:
         there = [path for path in paths if os.path.exists(path)]
         text = call(["tail", "-n", lines, *there], check=False) if there else ""
     else:
-        option = "--user-unit" if spec["manager"] == "systemd-user" else "-u"
+        option = journal_option(spec["manager"])
         chosen = [word for unit in spec["units"] for word in (option, f"{unit}.service")]
         text = call(["journalctl", "--no-pager", "-n", lines, "-o", "short-iso", *chosen], check=False)
     return {"changed": False, "data": {"text": text}}

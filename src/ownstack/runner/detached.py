@@ -19,6 +19,11 @@ def systemd(manager: str) -> list[str]:
     return []
 
 
+def journal_option(manager: str) -> str:
+    """The option of journalctl that names a unit of the given manager."""
+    return "--user-unit" if manager == "systemd-user" else "-u"
+
+
 def launch(manager: str, unit: str, command: list[str], log: str, rules: tuple[str, ...] = ()) -> None:
     """Start `command` so that it outlives this process. Raises StepError where the manager refuses.
 

@@ -27,7 +27,8 @@ from .journal import outlive
 from .n8n import API_KEY, preflight
 from .n8n_api import key_works
 from .open_webui_site import kit
-from .restore import extract, lay, load
+from .restore import extract, lay
+from .restore_parts import load_vectors
 from .secrets import ensure, has_secret, read_secret, write_secret
 
 # these say nothing about the backup: it was not tried
@@ -138,7 +139,7 @@ def _vectors(held: Reader, spec: Spec, emit: Emit) -> int:
         for row in held.inside["vectors"]["collections"]:
             extract(held, row["member"], os.path.join(folder, row["member"]))
         about = {"url": _url(spec, "qdrant"), "secrets_dir": place["secrets_dir"]}
-        return sum(load(about, held.inside["vectors"], folder, emit).values())
+        return sum(load_vectors(about, held.inside["vectors"], folder, emit).values())
 
 
 def _signed_in(held: Reader, spec: Spec) -> None:

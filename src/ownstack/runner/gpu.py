@@ -20,9 +20,9 @@ from typing import Any
 from . import ollama
 from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, progress, read_json, write_json
-from .files import with_besides
 from .http import wait_ready
-from .managers import call, manager, shown
+from .managers import call, manager
+from .timers import arm, disarm
 
 Finding = dict[str, Any]
 DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/renderD", "/dev/dxg")
@@ -407,55 +407,6 @@ def now() -> int:
 
 def _silent(event: dict[str, Any]) -> None:
     pass
-
-
-# -- timers ----------------------------------------------------------------------------------------
-
-
-def arm(spec: Spec, emit: Emit) -> Result:
-    """Let the watch run. spec: manager, supervisor; systemd: units (a timer first); supervisord: program."""
-    if spec["manager"] == "supervisord":
-        boss = manager(spec)
-        right = boss.status([spec["program"]])[0]["active"]
-        if not right and not spec.get("dry"):
-            boss.prepare([spec["program"]])
-        return {"changed": not right}
-    ctl = ["systemctl", "--user"] if spec["manager"] == "systemd-user" else ["systemctl"]
-    timer = spec["units"][0]
-    now = shown(ctl, spec["units"], "UnitFileState", "ActiveState", "NeedDaemonReload")
-    enabled = len(now) == len(spec["units"]) and all(unit.get("UnitFileState") == "enabled" for unit in now)
-    right = enabled and now[0].get("ActiveState") == "active" and now[0].get("NeedDaemonReload") != "yes"
-    if not right and not spec.get("dry"):
-        call([*ctl, "daemon-reload"])
-        call([*ctl, "enable", "--quiet", *spec["units"]])
-        call([*ctl, "restart", timer])
-    return {"changed": not right}
-
-
-def disarm(spec: Spec, emit: Emit) -> Result:
-    """Stop and remove the watch. spec: as for arm, and files."""
-    there = [path for path in with_besides(spec["files"]) if os.path.lexists(path)]
-    if not there or spec.get("dry"):
-        return {"changed": bool(there)}
-    if spec["manager"] == "supervisord":
-        manager(spec).stop([spec["program"]])
-    else:
-        ctl = ["systemctl", "--user"] if spec["manager"] == "systemd-user" else ["systemctl"]
-        call([*ctl, "disable", "--now", "--quiet", *spec["units"]], check=False)
-    for path in [*there, *_stamps(spec)]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    manager(spec).forget([])
-    return {"changed": True}
-
-
-def _stamps(spec: Spec) -> list[str]:
-    """Where systemd notes when a persistent timer ran last."""
-    if spec["manager"] == "supervisord":
-        return []
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    folder = f"{data}/systemd/timers" if spec["manager"] == "systemd-user" else "/var/lib/systemd/timers"
-    return [f"{folder}/stamp-{unit}" for unit in spec["units"] if unit.endswith(".timer")]
 
 
 STEPS = {"arm": arm, "disarm": disarm, "loop": loop, "settled": settled, "state": state, "watch": watch}

@@ -26,6 +26,7 @@ from .imports_index import documents
 from .imports_source import Source, address, recognised, take
 from .managers import manager
 from .n8n import fingerprint
+from .restore_parts import HINT
 from .scratch import give
 from .unpack import unpack
 
@@ -78,7 +79,7 @@ def stage(spec: Spec, emit: Emit) -> Result:
     os.umask(0o077)
     with alone(spec["lock"]):
         if restore._status(spec) in restore.PENDING:
-            raise StepError("an earlier restore or import was cut off", hint=restore.HINT, code="restore-pending")
+            raise StepError("an earlier restore or import was cut off", hint=HINT, code="restore-pending")
         source = recognised(spec["path"])
         if source.kind not in spec["services"]:
             raise StepError(
@@ -333,12 +334,12 @@ def compare(spec: Spec, emit: Emit) -> Result:
                 missing[table] = len(gone)
     if missing:
         words = ", ".join(f"{number} of {table}" for table, number in missing.items())
-        raise StepError(f"not everything arrived: {words}", hint=restore.HINT, code="import-incomplete")
+        raise StepError(f"not everything arrived: {words}", hint=HINT, code="import-incomplete")
     if noted["opened"]:
         now = imports_n8n.opened(spec["n8n"], database, imports_n8n.box_key(spec["secrets_dir"]))
         lost = set(noted["opened"]) - set(now["opened"])
         if lost:
-            raise StepError(f"{len(lost)} credentials can no longer be decrypted", hint=restore.HINT, code="import-key")
+            raise StepError(f"{len(lost)} credentials can no longer be decrypted", hint=HINT, code="import-key")
     return {"changed": False, "data": {"counts": {t: len(rows) for t, rows in noted["ids"].items()}}}
 
 

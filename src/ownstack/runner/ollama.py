@@ -10,6 +10,7 @@ from typing import Any
 from . import ollama_adopt, ollama_move, ollama_prune, ollama_pull, ollama_registry
 from . import ollama_api as api
 from .core import Emit, Result, Spec, StepError, heartbeat, progress, read_json
+from .detached import journal_option
 from .fetch import sha256_of
 from .managers import call
 
@@ -249,9 +250,11 @@ def log_text(spec: Spec) -> str:
                 return stream.read().decode("utf-8", "replace")
         except OSError:
             return ""
-    which = "--user-unit" if spec["manager"] == "systemd-user" else "-u"
     unit = f"{spec['unit']}.service"
-    return call(["journalctl", which, unit, "-b", "-o", "cat", "--no-pager", "-n", LOG_LINES], check=False)
+    return call(
+        ["journalctl", journal_option(spec["manager"]), unit, "-b", "-o", "cat", "--no-pager", "-n", LOG_LINES],
+        check=False,
+    )
 
 
 # `alloc_compute_meta` is the projector's own graph: it is not part of the language model's account

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import files
 from .core import Emit, Result, Spec, StepError, progress, read_json, sync_folder, write_json
-from .detached import systemd
+from .detached import journal_option, systemd
 from .http import wait_ready
 from .managers import call
 
@@ -156,7 +156,8 @@ def adopt(spec: Spec, emit: Emit) -> Result:
         give_back({**spec}, emit)
         raise StepError(
             f"{spec['unit']} did not come up with the box's settings ({error.message}): it is as it was",
-            hint='`journalctl -u ollama` shows why; `[ollama] use = "existing"` takes it as it is',
+            hint=f"`journalctl {journal_option(spec['manager'])} {spec['unit']}` shows why; "
+            '`[ollama] use = "existing"` takes it as it is',
             code="adopt-failed",
         ) from error
     write_json(spec["record"], {**held, "applied": _mark(spec["content"])}, 0o600)

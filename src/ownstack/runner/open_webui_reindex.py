@@ -6,10 +6,14 @@ compared with what the new ones got: knowledge by collection and file, and the f
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import time
 from typing import Any
 
 from .core import Emit, Result, Spec, StepError, heartbeat, progress
 from .http import request
+from .imports_source import address
 from .open_webui_memories import memories
 from .open_webui_site import Site, kit
 from .open_webui_vectors import Store
@@ -17,6 +21,7 @@ from .secrets import read_secret
 
 PAGE = 1000
 HOUR = 3600.0
+ADDING_S = 10.0  # of a file that is being added to knowledge the vectors come first, and its row last
 
 
 def _indexed(spec: Spec, collection: str) -> set[tuple[str, str]]:
@@ -43,6 +48,17 @@ def _indexed(spec: Spec, collection: str) -> set[tuple[str, str]]:
 
 def _lives(site: Site, path: str) -> bool:
     return site.call("GET", path)[0] == 200
+
+
+def _taken_out(spec: Spec, pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those (knowledge, file) whose knowledge is there without that file."""
+    with contextlib.closing(sqlite3.connect(address(spec["database"]), uri=True, timeout=60)) as held:
+        tables = {row[0] for row in held.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {"knowledge", "knowledge_file"} <= tables:
+            return set()
+        there = {row[0] for row in held.execute("SELECT id FROM knowledge")}
+        files = set(held.execute("SELECT knowledge_id, file_id FROM knowledge_file"))
+    return {(tenant, file) for tenant, file in pairs - files if file and tenant in there}
 
 
 def reindex(spec: Spec, emit: Emit) -> Result:
@@ -100,15 +116,21 @@ def _rest(spec: Spec, site: Site, emit: Emit) -> None:
 
 
 def _forget(spec: Spec, site: Site) -> None:
-    """Vectors of files that were deleted while they were carried over go: nobody may find them any longer."""
+    """Vectors of files that were deleted, or taken out of knowledge, while they were carried over go: nobody may find
+    them any longer.
+    """
     about, store = spec["qdrant"], Store(spec)
     for kind in ("knowledge", "files"):
         more = _indexed(spec, f"{about['new']}_{kind}") - _indexed(spec, f"{about['old']}_{kind}")
+        out = _taken_out(spec, more) if kind == "knowledge" else set()
+        if out:
+            time.sleep(ADDING_S)
+            out = _taken_out(spec, out)
         for tenant, file in sorted(more):
             if kind == "knowledge" and not file:  # what describes a collection
                 continue
             name = file or tenant.removeprefix("file-")
-            if site.call("GET", f"/api/v1/files/{name}")[0] != 404:
+            if (tenant, file) not in out and site.call("GET", f"/api/v1/files/{name}")[0] != 404:
                 continue
             must = [{"key": "tenant_id", "match": {"value": tenant}}]
             must += [{"key": "metadata.file_id", "match": {"value": file}}] if file else []
@@ -121,6 +143,8 @@ def _missing(spec: Spec, site: Site) -> list[tuple[str, str, str]]:
     lost: list[tuple[str, str, str]] = []
     for kind in ("knowledge", "files"):
         gone = _indexed(spec, f"{about['old']}_{kind}") - _indexed(spec, f"{about['new']}_{kind}")
+        if kind == "knowledge":
+            gone -= _taken_out(spec, gone)
         for tenant, file in sorted(gone):
             known = not file or _lives(site, f"/api/v1/files/{file}")
             if kind == "knowledge":

@@ -14,10 +14,8 @@ import os
 import shutil
 import sqlite3
 import time
-import urllib.parse
 from typing import Any
 
-from . import backup_parts as parts
 from .backup import UPLOADS, alone, tidy
 from .backup_check import unlock
 from .backup_file import Reader, opened
@@ -34,15 +32,13 @@ from .core import (
     write_file,
     write_json,
 )
-from .fetch import sha256_of
-from .http import send_file
 from .managers import call, manager
+from .restore_parts import HINT, load_models, load_vectors
 from .scratch import give
 from .secrets import NAME, read_secret, write_secret
 
 PENDING = ("swapping", "swapped")
 ENDED: dict[str, Any] = {"items": [], "vectors": None, "models": [], "clean": False}
-HINT = "`ownstack up` puts back what was there"
 WAIT_S = 60.0  # for a step over here that goes on after its run was cut off
 
 
@@ -368,56 +364,14 @@ def vectors(spec: Spec, emit: Emit) -> Result:
 
     spec: url, secrets_dir, var, state.
     """
-    counts = load(spec, read_json(spec["state"]).get("vectors"), _room(spec), emit)
+    counts = load_vectors(spec, read_json(spec["state"]).get("vectors"), _room(spec), emit)
     return {"changed": bool(counts), "data": {"collections": counts}}
-
-
-def load(spec: Spec, about: Any, folder: str, emit: Emit) -> dict[str, int]:
-    """Upload collections into an empty Qdrant; how many points each has then. `about`: as a backup has it, or None.
-
-    spec: url, secrets_dir. `folder` holds the snapshots. Raises StepError where points are missing.
-    """
-    about = about or {"collections": [], "aliases": []}
-    url, headers = spec["url"], {"api-key": read_secret(spec["secrets_dir"], "qdrant_api_key")}
-    counts = {}
-    for row in about["collections"]:
-        name, path = row["collection"], os.path.join(folder, row["member"])
-        progress(emit, f"vectors of {name}")
-        rule = f"priority=snapshot&wait=true&checksum={sha256_of(path)}"
-        at = f"{url}/collections/{urllib.parse.quote(name, safe='')}/snapshots/upload?{rule}"
-        status, answer = send_file(at, path, headers)
-        if status != 200:
-            raise StepError(f"Qdrant refused the vectors of {name} ({status}): {str(answer)[:300]}", hint=HINT)
-        counts[name] = parts.points(url, name, headers)
-        least, most = row["points"]
-        if not least <= counts[name] <= most:
-            raise StepError(f"{name} has {counts[name]} vectors, the backup was made at {least} to {most}", hint=HINT)
-    actions = [{"create_alias": row} for row in about["aliases"]]
-    if actions:
-        parts.qdrant("POST", url, "/collections/aliases", headers, {"actions": actions})
-    return counts
 
 
 def models(spec: Spec, emit: Emit) -> Result:
     """Give the engine's store the models that the backup holds with their files. spec: folder (the store), var, state,
     url. data: models: [{name, state: added, there, not in the backup}]."""
-    from . import ollama_api as api
-    from .ollama_pull import adopt
-
-    there = api.listed(spec["url"])
-    rows = []
-    for row in read_json(spec["state"]).get("models", ()):
-        name = api.parse(row["name"])
-        if name.short in there:
-            rows.append({"name": row["name"], "state": "there"})
-        elif not row.get("files"):
-            rows.append({"name": row["name"], "state": "not in the backup"})
-        else:
-            progress(emit, f"the model {row['name']}")
-            staging = os.path.join(_room(spec), "models")
-            with open(os.path.join(staging, "manifests", name.path), "rb") as stream:
-                adopt(staging, stream.read(), spec["folder"], name)
-            rows.append({"name": row["name"], "state": "added"})
+    rows = load_models(spec, read_json(spec["state"]).get("models", ()), os.path.join(_room(spec), "models"), emit)
     return {"changed": any(row["state"] == "added" for row in rows), "data": {"models": rows}}
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from .box import ports
 from .core import Emit, Spec, StepError, progress, read_json, write_file, write_json
-from .detached import alive, born, systemd
+from .detached import alive, born, journal_option, systemd
 from .http import request
 from .managers import call
 from .secrets import fill
@@ -239,7 +239,7 @@ def words(spec: Spec, name: str) -> str:
     if spec["manager"] == "supervisord":
         text = call(["tail", "-n", "5", _log(spec, one)], check=False)
     else:
-        option = "--user-unit" if spec["manager"] == "systemd-user" else "-u"
+        option = journal_option(spec["manager"])
         text = call(["journalctl", "--no-pager", "-n", "5", "-o", "cat", option, f"{one['unit']}.service"], check=False)
     return " / ".join(line.strip()[:200] for line in text.splitlines() if line.strip()) or "it says nothing"
 
