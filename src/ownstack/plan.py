@@ -213,13 +213,21 @@ class Schedule(Frozen):
 
 
 class Adopted(Frozen):
-    """An Ollama that was there before the box, as its engine: one drop-in is added to its unit, and nothing else."""
+    """An Ollama that was there before the box, as its engine: a drop-in is added to its unit, and nothing else."""
 
     unit: str
     path: str  # of the unit's own file
     dropin: str
     version: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def variables(self) -> str:
+        """The file beside the drop-in that holds the variables: systemd passes it over, as its name is none of a unit.
+
+        Files that a unit reads win over its `Environment=`, wherever that stands: only a later file wins over them.
+        """
+        return self.dropin.removesuffix(".conf") + ".env"
 
 
 class Plan(Frozen):

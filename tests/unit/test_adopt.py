@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import types
@@ -15,7 +17,7 @@ from ownstack.engine.role_tasks import written_files
 from ownstack.errors import ConfigError, OwnstackError, UnsupportedError
 from ownstack.hardware.report import ExistingOllama, HardwareReport
 from ownstack.kit import activate
-from ownstack.plan import Plan
+from ownstack.plan import Adopted, Plan
 from ownstack.runner import files, ollama_adopt
 from ownstack.runner.core import Event, StepError
 from ownstack.state import BoxState
@@ -152,30 +154,50 @@ def silent(event: Event) -> None:
 
 
 class Systemctl:
-    """What the steps ask of systemd; that it does so on a real one is the end-to-end test's."""
+    """What the steps ask of systemd, by the rules of systemd.exec(5) for `Environment=` and `EnvironmentFile=`.
+
+    That a real one does so is the end-to-end test's. The unit itself names `settings`; `started`: what the engine got.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.fails = folder, [], False  # type: ignore[var-annotated]
         self.active = "active"
         self.settings = (folder.parent / "first.env", folder.parent / "later.env")
+        self.started: dict[str, str] = {}
+
+    def read(self) -> tuple[list[Path], dict[str, str], list[str]]:
+        """Drop-ins, variables that they set, and files that they and the unit name: `-` where one may be missing."""
+        paths = sorted(self.folder.glob("*.conf")) if self.folder.exists() else []
+        variables: dict[str, str] = {}
+        named = [f"-{path}" for path in self.settings]
+        for line in "\n".join(path.read_text() for path in paths).splitlines():
+            key, _, value = line.partition("=")
+            if key == "Environment":
+                variables.update([value.strip('"').partition("=")[::2]])
+            elif key == "EnvironmentFile":
+                named = [*named, value] if value else []
+        return paths, variables, named
 
     def __call__(self, spec: dict[str, Any], *words: str, check: bool = True) -> str:
+        paths, variables, named = self.read()
         if words[0] == "show":
-            effective: dict[str, str] = {}
-            paths = sorted(self.folder.glob("*.conf")) if self.folder.exists() else []
-            for path in paths:
-                for line in path.read_text().splitlines():
-                    if line.startswith("Environment="):
-                        name, _, value = line[12:].strip('"').partition("=")
-                        effective[name] = value
-            text = " ".join(f"{name}={value}" for name, value in effective.items())
-            others = " ".join(map(str, paths))
+            text = " ".join(f"{name}={value}" for name, value in variables.items())
+            files = [f"{row.removeprefix('-')} (ignore_errors={'yes' if row[0] == '-' else 'no'})" for row in named]
             return (
-                f"FragmentPath=/x/ollama.service\nDropInPaths={others}\nActiveState={self.active}\n"
-                f"Environment={text}\nNeedDaemonReload=no\n"
-                + "".join(f"EnvironmentFiles={path} (ignore_errors=yes)\n" for path in self.settings)
+                f"FragmentPath=/x/ollama.service\nDropInPaths={' '.join(map(str, paths))}\n"
+                f"ActiveState={self.active}\nEnvironment={text}\nNeedDaemonReload=no\n"
+                + "".join(f"EnvironmentFiles={row}\n" for row in files)
             )
         self.asked.append(words)
+        if words[0] == "restart":
+            self.started = variables
+            for row in named:
+                path = Path(row.removeprefix("-"))
+                if path.exists():
+                    lines = [line for line in path.read_text().splitlines() if "=" in line and line[0] != "#"]
+                    self.started |= {name: value.strip("'\"") for name, _, value in (x.partition("=") for x in lines)}
+                elif row[0] != "-":
+                    raise StepError(f"Failed to load environment files: {path}")
         return ""
 
     def wait(self, url: str, seconds: float, what: str) -> float:
@@ -194,11 +216,14 @@ def unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
 
 def spec(unit: Systemctl, content: str = "", **variables: str) -> dict[str, Any]:
     environment = {"OLLAMA_HOST": "127.0.0.1:11434", **variables}
-    lines = "".join(f"Environment={name}={value}\n" for name, value in environment.items())
+    held = Adopted(
+        unit="ollama.service", path="/x/ollama.service", dropin=str(unit.folder / "ownstack.conf"),
+        environment=tuple(environment.items()),
+    )  # fmt: skip
     return {
-        "manager": "systemd", "unit": "ollama.service", "path": str(unit.folder / "ownstack.conf"),
-        "content": content or f"[Service]\n{lines}", "environment": environment, "url": "http://127.0.0.1:1",
-        "record": str(unit.folder.parent / "adopted.json"),
+        "manager": "systemd", "unit": held.unit, "path": held.dropin, "content": content or adopt.content(held),
+        "variables": {"path": held.variables, "content": adopt.variables(held)}, "environment": environment,
+        "url": "http://127.0.0.1:1", "record": str(unit.folder.parent / "adopted.json"),
     }  # fmt: skip
 
 
@@ -208,11 +233,14 @@ def footprint(folder: Path) -> list[Any]:
 
 def test_the_drop_in_is_as_systemd_reads_it() -> None:
     made = plan(ollama__extra_env={"CUDA_VISIBLE_DEVICES": "0,1"})
-    assert made.adopted is not None
-    lines = adopt.content(made.adopted).splitlines()
-    assert lines[1] == "[Service]"
-    assert all(line.startswith("Environment=") for line in lines[2:])
-    assert any("CUDA_VISIBLE_DEVICES=0,1" in line for line in lines)
+    held = made.adopted
+    assert held is not None
+    assert held.variables == "/etc/systemd/system/ollama.service.d/ownstack.env", (
+        "none that systemd takes for a drop-in"
+    )
+    assert adopt.content(held).splitlines()[1:] == ["[Service]", f"EnvironmentFile={held.variables}"]
+    home = held.model_copy(update={"dropin": "/home/50% me/ollama.service.d/ownstack.conf"})
+    assert "EnvironmentFile=/home/50%% me/ollama.service.d/ownstack.env\n" in adopt.content(home)
 
 
 def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
@@ -247,65 +275,96 @@ def test_nothing_of_it_is_left(own: bool, unit: Systemctl, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == ([unit.folder] if own else [])
 
 
-def test_a_later_file_of_the_owner_wins_and_stays(unit: Systemctl) -> None:
-    unit.folder.mkdir()
-    theirs = unit.folder / "zz.conf"
-    theirs.write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
-    said = ollama_adopt.adopt(spec(unit), silent)["data"]["said"]
-    assert said == [f"{theirs} sorts later and wins: OLLAMA_HOST"]
-    assert ollama_adopt.adopted(spec(unit), silent)["data"]["overruled"] == {"OLLAMA_HOST": str(theirs)}
-    (unit.folder / "new.conf").write_text("[Service]\n")  # and one that came meanwhile
-    ollama_adopt.give_back(spec(unit), silent)
-    assert sorted(path.name for path in unit.folder.iterdir()) == ["new.conf", "zz.conf"]
-
-
-def test_a_settings_file_of_the_owner_wins_over_every_drop_in_and_it_is_said(unit: Systemctl) -> None:
+def test_the_owners_files_do_not_open_the_engine_and_their_other_values_count(unit: Systemctl) -> None:
+    """By `Environment=` of drop-ins, before ours or after, and by files that the unit itself names."""
     unit.folder.mkdir()
     (unit.folder / "override.conf").write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
-    first, later = unit.settings
-    first.write_text('# OLLAMA_DEBUG=1\nOLLAMA_HOST=0.0.0.0\nOLLAMA_KEEP_ALIVE="7m"\nTHEIRS=1\n')
-    later.write_text("OLLAMA_HOST='127.0.0.1:11434'\n")
-    asked = spec(unit, OLLAMA_KEEP_ALIVE="30m", OLLAMA_DEBUG="0")
+    later = unit.folder / "zz.conf"
+    later.write_text("[Service]\nEnvironment=OLLAMA_DEBUG=1\nEnvironment=OLLAMA_ORIGINS=x\n")
+    first, second = unit.settings
+    first.write_text('# OLLAMA_NO_CLOUD=0\nOLLAMA_HOST=127.0.0.1:11434\nOLLAMA_KEEP_ALIVE="7m"\nTHEIRS=1\n')
+    second.write_text("OLLAMA_HOST='0.0.0.0'\n")
+    asked = spec(unit, OLLAMA_KEEP_ALIVE="30m", OLLAMA_DEBUG="0", OLLAMA_NO_CLOUD="1")
     said = ollama_adopt.adopt(asked, silent)["data"]["said"]
-    assert said == [f"{first} is read after every drop-in and wins: OLLAMA_KEEP_ALIVE"]
-    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {"OLLAMA_KEEP_ALIVE": str(first)}
+    assert unit.started == {**asked["environment"], "THEIRS": "1", "OLLAMA_ORIGINS": "x"}
+    assert said == [
+        f"OLLAMA_HOST of {second} does not count while the box stands",
+        f"OLLAMA_KEEP_ALIVE of {first} does not count while the box stands",
+        f"OLLAMA_DEBUG of {later} does not count while the box stands",
+    ]
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {}
+    ollama_adopt.give_back(asked, silent)
+    assert unit.started["OLLAMA_HOST"] == "0.0.0.0"
 
 
-def edit(unit: Systemctl, tmp_path: Path) -> dict[str, Any]:
-    """It was adopted, and its owner changed our drop-in since. What the step is told."""
+def test_a_later_file_of_the_owner_wins_and_stays(unit: Systemctl) -> None:
+    unit.folder.mkdir()
+    theirs = unit.folder / "mine.env"
+    theirs.write_text("OLLAMA_HOST=0.0.0.0\nOLLAMA_DEBUG=0\n")
+    (unit.folder / "zz.conf").write_text(f"[Service]\nEnvironmentFile={theirs}\n")
+    asked = spec(unit, OLLAMA_DEBUG="0")
+    said = ollama_adopt.adopt(asked, silent)["data"]["said"]
+    assert said == [f"{theirs} is read after ours and wins: OLLAMA_HOST"]
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {"OLLAMA_HOST": str(theirs)}
+    (unit.folder / "new.conf").write_text("[Service]\n")  # and one that came meanwhile
+    ollama_adopt.give_back(spec(unit), silent)
+    assert sorted(path.name for path in unit.folder.iterdir()) == ["mine.env", "new.conf", "zz.conf"]
+
+
+def test_a_later_drop_in_by_which_our_file_is_not_read_is_named(unit: Systemctl) -> None:
+    unit.folder.mkdir()
+    earlier, theirs = unit.folder / "earlier.conf", unit.folder / "zz.conf"
+    earlier.write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\nEnvironmentFile=\n")
+    asked = spec(unit, OLLAMA_NO_CLOUD="1")
+    ollama_adopt.adopt(asked, silent)
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {}, "one before ours"
+    theirs.write_text("[Service]\nEnvironmentFile =\nEnvironmentFile=\n")
+    found = ollama_adopt.adopted(asked, silent)["data"]["overruled"]
+    assert found == {"OLLAMA_HOST": str(earlier), "OLLAMA_NO_CLOUD": str(theirs)}
+
+
+def edit(unit: Systemctl, tmp_path: Path, name: str, line: str) -> dict[str, Any]:
+    """It was adopted, and its owner changed a file of ours since. What the step is told."""
     asked = {**spec(unit), "written": str(tmp_path / "files.sha256")}
     ollama_adopt.adopt(asked, silent)
     assert not ollama_adopt.adopted(asked, silent)["data"]["edited"]
-    with (unit.folder / "ownstack.conf").open("a") as out:
-        out.write("Environment=OLLAMA_DEBUG=1\n")
+    with (unit.folder / name).open("a") as out:
+        out.write(f"{line}\n")
     return asked
 
 
-def test_our_drop_in_that_its_owner_edited_is_kept(unit: Systemctl, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("ownstack.conf", "Environment=OLLAMA_DEBUG=1"), ("ownstack.env", "OLLAMA_DEBUG=1")],
+)
+def test_our_drop_in_that_its_owner_edited_is_kept(name: str, line: str, unit: Systemctl, tmp_path: Path) -> None:
     unit.folder.mkdir()
     (unit.folder / "override.conf").write_text("[Service]\n")
     os.utime(unit.folder, (1, 1))
     before = footprint(unit.folder)
-    asked = edit(unit, tmp_path)
-    theirs = (unit.folder / "ownstack.conf").read_text()
+    asked = edit(unit, tmp_path, name, line)
+    theirs = (unit.folder / name).read_text()
     later = {**spec(unit, OLLAMA_CONTEXT_LENGTH="4096"), "written": asked["written"]}
+    planned = {"ownstack.conf": later["content"], "ownstack.env": later["variables"]["content"]}[name]
     assert ollama_adopt.adopt(later, silent)["changed"]
-    assert (unit.folder / "ownstack.conf").read_text() == theirs
-    assert "4096" in (unit.folder / "ownstack.conf.ownstack-new").read_text()
-    assert ollama_adopt.adopted(later, silent)["data"]["edited"]
+    assert (unit.folder / name).read_text() == theirs
+    assert unit.started["OLLAMA_DEBUG"] == "1"
+    assert (unit.folder / f"{name}.ownstack-new").read_text() == planned
+    assert ollama_adopt.adopted(later, silent)["data"]["edited"] == [str(unit.folder / name)]
     assert not ollama_adopt.adopt(later, silent)["changed"]
-    files.give_up({"record": later["written"], "paths": [later["path"]]}, silent)  # `up --overwrite`
+    files.give_up({"record": later["written"], "paths": [str(unit.folder / name)]}, silent)  # `up --overwrite`
     assert ollama_adopt.adopt(later, silent)["changed"]
-    assert "4096" in (unit.folder / "ownstack.conf").read_text()
-    assert (unit.folder / "ownstack.conf.ownstack-old").read_text() == theirs
+    assert (unit.folder / name).read_text() == planned
+    assert (unit.folder / f"{name}.ownstack-old").read_text() == theirs
+    assert unit.started == later["environment"]
     ollama_adopt.give_back(later, silent)
     assert footprint(unit.folder) == before, "given back byte for byte"
-    (unit.folder / "ownstack.conf").write_text("of a box that adopts it later")
+    (unit.folder / name).write_text("of a box that adopts it later")
     assert files.edited(later["written"]) == []
 
 
 def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit: Systemctl, tmp_path: Path) -> None:
-    asked = edit(unit, tmp_path)
+    asked = edit(unit, tmp_path, "ownstack.conf", "Environment=OLLAMA_DEBUG=1")
     theirs = (unit.folder / "ownstack.conf").read_text()
     unit.fails = True
     with pytest.raises(StepError) as caught:
@@ -317,10 +376,10 @@ def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit:
 @pytest.mark.parametrize(
     ("found", "status"),
     [
-        ({"same": True, "active": True, "edited": False, "overruled": {}}, "ok"),
-        ({"same": False, "active": True, "edited": True, "overruled": {}}, "amber"),
-        ({"same": False, "active": True, "edited": False, "overruled": {}}, "failed"),
-        ({"same": False, "active": False, "edited": True, "overruled": {}}, "failed"),
+        ({"same": True, "active": True, "edited": [], "overruled": {}}, "ok"),
+        ({"same": False, "active": True, "edited": ["/x/ownstack.env"], "overruled": {}}, "amber"),
+        ({"same": False, "active": True, "edited": [], "overruled": {}}, "failed"),
+        ({"same": False, "active": False, "edited": ["/x/ownstack.env"], "overruled": {}}, "failed"),
     ],
 )
 def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None:
@@ -328,7 +387,19 @@ def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None
     context: Any = types.SimpleNamespace(plan=made, step=lambda name, **asked: {"dropins": [], **found})
     assert adopt.in_force(context).status == status
     assert made.adopted is not None
-    assert made.adopted.dropin in [file.path for file in written_files(made)], "its difference is shown"
+    assert {made.adopted.dropin, made.adopted.variables} <= {file.path for file in written_files(made)}, "differences"
+
+
+@pytest.mark.parametrize(
+    ("address", "status"), [("127.0.0.1", "ok"), ("0.0.0.0", "failed"), ("::", "failed"), ("", "failed")]
+)  # fmt: skip
+def test_where_the_adopted_engine_listens_is_looked_at(address: str, status: str) -> None:
+    """A wrapper of its owner's may set what no file says."""
+    made = plan()
+    (check,) = [check for check in adopt.checks(made) if check.id == "models-loopback"]
+    held = [{"address": "0.0.0.0", "port": 22}, *([{"address": address, "port": 11434}] if address else [])]
+    context: Any = types.SimpleNamespace(plan=made, step=lambda name: {"listening": held})
+    assert check.run(context).status == status
 
 
 def test_one_that_does_not_come_up_is_put_back(unit: Systemctl, tmp_path: Path) -> None:
@@ -339,13 +410,65 @@ def test_one_that_does_not_come_up_is_put_back(unit: Systemctl, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_our_name_that_is_not_ours_is_not_touched(unit: Systemctl) -> None:
+@pytest.mark.parametrize("name", ["ownstack.conf", "ownstack.env"])
+def test_a_file_of_our_name_that_is_not_ours_is_not_touched(name: str, unit: Systemctl) -> None:
     unit.folder.mkdir()
-    (unit.folder / "ownstack.conf").write_text("another box's")
+    (unit.folder / name).write_text("another box's")
     with pytest.raises(StepError) as caught:
         ollama_adopt.adopt(spec(unit), silent)
     assert caught.value.code == "adopt-taken"
-    assert (unit.folder / "ownstack.conf").read_text() == "another box's"
+    assert (unit.folder / name).read_text() == "another box's"
+
+
+def test_cut_off_at_any_file_the_unit_still_starts(unit: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut between two files: a drop-in that names a file which is not there would keep it from starting."""
+    real: dict[str, Any] = {"put": files.put, "unlink": os.unlink}
+    left = 0
+
+    def cut(*words: Any, name: str, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return real[name](*words, **more)
+
+    for place, name, step in ((files, "put", ollama_adopt.adopt), (os, "unlink", ollama_adopt.give_back)):
+        monkeypatch.setattr(place, name, functools.partial(cut, name=name))
+        for calls in range(20):
+            left = calls
+            with contextlib.suppress(KeyboardInterrupt):
+                step(spec(unit), silent)
+                break
+            unit(spec(unit), "restart")
+        else:
+            pytest.fail("it never came through")
+        monkeypatch.setattr(place, name, real[name])
+        assert calls > 1
+    assert not unit.folder.exists()
+
+
+def test_a_file_of_variables_that_was_lost_comes_again(unit: Systemctl) -> None:
+    ollama_adopt.adopt(spec(unit), silent)
+    (unit.folder / "ownstack.env").unlink()
+    assert not ollama_adopt.adopted(spec(unit), silent)["data"]["same"]
+    assert ollama_adopt.adopt(spec(unit), silent)["changed"]
+    assert unit.started == spec(unit)["environment"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_one_that_was_adopted_with_variables_in_the_drop_in_itself(
+    again: bool, unit: Systemctl, tmp_path: Path
+) -> None:
+    asked = spec(unit)
+    unit.folder.mkdir()
+    Path(asked["path"]).write_text("[Service]\nEnvironment=OLLAMA_HOST=127.0.0.1:11434\n")
+    held = {"unit": asked["unit"], "path": asked["path"], "active": True, "folder": None, "applied": "earlier"}
+    Path(asked["record"]).write_text(json.dumps(held))
+    if again:
+        assert ollama_adopt.adopt(asked, silent)["changed"]
+        assert (unit.folder / "ownstack.env").exists()
+    assert ollama_adopt.give_back(asked, silent)["changed"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_was_stopped_is_stopped_again(unit: Systemctl) -> None:

@@ -1,4 +1,4 @@
-"""An Ollama that was there before the box and becomes its engine: one drop-in of ours, and nothing else. Pure."""
+"""An Ollama that was there before the box and becomes its engine: a drop-in of ours, and nothing else. Pure."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _unit(report: HardwareReport, state: BoxState, manager: ProcessManager) -> s
 
 
 def environment(ollama: Any, port: int, models: tuple[ModelChoice, ...]) -> dict[str, str]:
-    """What the drop-in sets. Where its models lie, and all else of it, stays as its owner has it."""
+    """What the box sets. Where its models lie, and all else of it, stays as its owner has it."""
     lead = next((m for m in models if m.use == "chat"), None)
     kv_type = lead.kv_type if lead else "f16"
     found = {
@@ -101,13 +101,14 @@ def words(now: Adopted | None, before: Adopted | None) -> tuple[list[str], list[
     if now is None:
         if before is None:
             return [], []
-        return [], [f"{before.unit} is given back: {before.dropin} goes and it is restarted as it was"]
+        gone = f"{before.dropin} and {before.variables} go"
+        return [], [f"{before.unit} is given back: {gone} and it is restarted as it was"]
     reasons = [f"adopted: {now.unit}, Ollama {now.version}; its models and its own settings stay where they are"]
     if before is not None and (before.dropin, before.environment) == (now.dropin, now.environment):
         return reasons, []
     names = ", ".join(name for name, _ in now.environment)
     return reasons, [
-        f"{now.unit} gets one file, {now.dropin} ({names}), and is restarted once",
+        f"{now.unit} gets two files, {now.dropin} and {now.variables} ({names}), and is restarted once",
         f"{now.unit} then listens on this machine only",
-        f"drop-ins of your own stay; of two that set the same variable the one whose name sorts after {DROPIN} wins",
+        "files of your own stay, and other variables in them count; what they say of these counts again after `down`",
     ]
