@@ -19,10 +19,15 @@ def record(plan: Plan) -> str:
     return f"{plan.layout.var}/adopted.json"
 
 
-def content(held: Adopted) -> str:
+def told(plan: Plan, held: Adopted) -> str:
+    """The file of variables, also of a box that was made before there was one."""
+    return held.variables or plan.layout.adopted
+
+
+def content(path: str) -> str:
     """Our drop-in. The unit does not start without the file that it names: rather not at all than open to others."""
     units.unit_filters()
-    return render("ollama/adopted.conf.j2", path=held.variables)
+    return render("ollama/adopted.conf.j2", path=path)
 
 
 def variables(held: Adopted) -> str:
@@ -36,8 +41,8 @@ def spec(plan: Plan, held: Adopted) -> dict[str, Any]:
         **units.process(plan),
         "unit": held.unit,
         "path": held.dropin,
-        "content": content(held),
-        "variables": {"path": held.variables, "content": variables(held)},
+        "content": content(told(plan, held)),
+        "variables": {"path": told(plan, held), "content": variables(held)},
         "environment": dict(held.environment),
         "url": plan.engine_url,
         "record": record(plan),
@@ -51,8 +56,8 @@ def files(plan: Plan) -> list[ConfigFile]:
     if held is None:
         return []
     return [
-        ConfigFile(path=held.dropin, content=content(held)),
-        ConfigFile(path=held.variables, content=variables(held)),
+        ConfigFile(path=held.dropin, content=content(told(plan, held))),
+        ConfigFile(path=told(plan, held), content=variables(held)),
     ]
 
 

@@ -16,6 +16,7 @@ from tests.hosts import Host, Network, Options
 from tests.hosts.kit import Ownstack
 
 MINE = "/etc/systemd/system/ollama.service.d"
+TOLD = "/etc/ownstack/adopted.env"
 PLACES = f"/usr/local/bin/ollama /usr/local/lib/theirs /usr/share/ollama /etc/systemd/system/ollama.service {MINE}"
 # what the vendor's script leaves, and a drop-in of the owner's own as `systemctl edit` makes it
 INSTALL = f"""
@@ -96,8 +97,8 @@ def test_it_is_adopted_with_one_drop_in(theirs: Theirs, ownstack: Ownstack, befo
     assert (now["OLLAMA_NO_CLOUD"], now["OLLAMA_KEEP_ALIVE"], now["OLLAMA_MAX_LOADED_MODELS"]) == ("1", "30m", "3")
     assert now["OLLAMA_CONTEXT_LENGTH"]
     assert theirs.listens() == {"127.0.0.1"}
-    ours = {f"{MINE}/ownstack.conf", f"{MINE}/ownstack.env"}
-    assert theirs.added(before) == {*ours, MINE}, "files of ours, and the time of their folder"
+    assert theirs.added(before) == {f"{MINE}/ownstack.conf", MINE}, "a file of ours, and the time of its folder"
+    assert theirs.box.output(f"stat -c '%a %U' {TOLD}") == "644 root"
 
 
 def test_it_is_left_alone_from_then_on(theirs: Theirs, ownstack: Ownstack) -> None:
@@ -110,7 +111,7 @@ def test_it_is_left_alone_from_then_on(theirs: Theirs, ownstack: Ownstack) -> No
 
 def test_down_gives_it_back_byte_for_byte(box: Host, theirs: Theirs, ownstack: Ownstack, before: str) -> None:
     said = ownstack("down", "--purge", "--yes")
-    assert f"{MINE}/ownstack.conf: ollama.service runs again as it did before" in said.stderr
+    assert f"{TOLD} and {MINE}/ownstack.conf: ollama.service runs again as it did before" in said.stderr
     assert theirs.seen() == before
     assert theirs.variables()["OLLAMA_HOST"] == "0.0.0.0:11434"
     assert box.output("ls -d /opt/ownstack /etc/ownstack /var/lib/ownstack 2>/dev/null || true") == ""

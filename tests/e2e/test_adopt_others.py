@@ -21,6 +21,8 @@ VENDOR = "/usr/lib/systemd/system/ollama.service"
 OURS = "/etc/systemd/system/ollama.service.d"  # for drop-ins of whoever owns the machine: not there yet
 HOME = "/home/tester"
 MINE = f"{HOME}/.config/systemd/user/ollama.service"
+# the box's own file, which a drop-in names
+TOLD, TOLD_HOME = "/etc/ownstack/adopted.env", f"{HOME}/.config/ownstack/adopted.env"
 # what a distribution's package brings: account, unit, preset, a drop-in of the vendor's, a file for its settings
 PACKAGE = f"""
 set -e
@@ -149,7 +151,7 @@ def service(owned: Theirs, mirror: Mirror) -> Story:
     return Story(owned, mirror)
 
 
-def adopted(story: Story, dropin: str) -> str:
+def adopted(story: Story, dropin: str, told: str) -> str:
     """`up` makes of it an engine with a drop-in more and its own files untouched. What was said."""
     plan = story.ownstack.json("plan")["plan"]
     assert any(text.startswith("adopted: ollama.service, Ollama ") for text in plan["reasons"])
@@ -166,18 +168,17 @@ def adopted(story: Story, dropin: str) -> str:
     assert story.theirs.listens() == {"127.0.0.1"}
     assert story.theirs.added(story.seen) == set(), "nothing of its own differs"
     folder = dropin.rpartition("/")[0]
-    found = story.theirs.box.output(f"stat -c '%a %U %n' {folder} {folder}/*").splitlines()
-    user, variables = story.theirs.user, dropin.replace(".conf", ".env")
-    assert found == [f"755 {user} {folder}", f"644 {user} {dropin}", f"644 {user} {variables}"]
+    found = story.theirs.box.output(f"stat -c '%a %U %n' {folder} {folder}/* {told}").splitlines()
+    user = story.theirs.user
+    assert found == [f"755 {user} {folder}", f"644 {user} {dropin}", f"644 {user} {told}"]
     assert dropin in story.theirs.show("DropInPaths")
-    assert variables not in story.theirs.show("DropInPaths"), "systemd passes it over"
-    assert story.theirs.show("EnvironmentFiles").splitlines()[-1].startswith(f"EnvironmentFiles={variables} ")
+    assert story.theirs.show("EnvironmentFiles").splitlines()[-1].startswith(f"EnvironmentFiles={told} ")
     return "\n".join(line for operation in done["operations"] for line in operation.get("said", ()))
 
 
 def test_a_package_is_adopted_with_one_drop_in(package: Story) -> None:
     assert package.theirs.listens() <= {"*", "0.0.0.0"}, "its own file of variables opens it"
-    said = adopted(package, f"{OURS}/ownstack.conf")
+    said = adopted(package, f"{OURS}/ownstack.conf", TOLD)
     assert f"OLLAMA_KEEP_ALIVE of {VENDOR}.d/10-vendor.conf does not count while the box stands" in said
     for name in ("OLLAMA_HOST", "OLLAMA_MAX_LOADED_MODELS"):
         assert f"{name} of /etc/default/ollama does not count while the box stands" in said
@@ -188,11 +189,11 @@ def test_a_package_is_adopted_with_one_drop_in(package: Story) -> None:
 
 def test_down_gives_a_package_back_and_up_adopts_it_again(package: Story) -> None:
     said = package.ownstack("down", "--yes").stderr
-    assert f"{OURS}/ownstack.conf: ollama.service runs again as it did before" in said
+    assert f"{TOLD} and {OURS}/ownstack.conf: ollama.service runs again as it did before" in said
     package.given_back()
-    assert package.theirs.box.output(f"ls -d {OURS} /opt/ownstack 2>/dev/null || true") == ""
+    assert package.theirs.box.output(f"ls -d {OURS} {TOLD} /opt/ownstack 2>/dev/null || true") == ""
     package.theirs.box.run("test -d /etc/ownstack -a -d /var/lib/ownstack")
-    adopted(package, f"{OURS}/ownstack.conf")
+    adopted(package, f"{OURS}/ownstack.conf", TOLD)
 
 
 def test_purge_gives_a_package_back_byte_for_byte(package: Story) -> None:
@@ -202,7 +203,7 @@ def test_purge_gives_a_package_back_byte_for_byte(package: Story) -> None:
 
 
 def test_a_users_own_service_is_adopted_with_one_drop_in(service: Story) -> None:
-    adopted(service, f"{MINE}.d/ownstack.conf")
+    adopted(service, f"{MINE}.d/ownstack.conf", TOLD_HOME)
     pid = service.theirs.pid()
     assert service.ownstack.json("up", "--yes", "--no-verify")["changed"] == 0
     assert service.theirs.pid() == pid, "left alone from then on"
@@ -211,8 +212,8 @@ def test_a_users_own_service_is_adopted_with_one_drop_in(service: Story) -> None
 def test_down_gives_a_users_own_service_back_and_up_adopts_it_again(service: Story) -> None:
     service.ownstack("down", "--yes")
     service.given_back()
-    assert service.theirs.box.output(f"ls -d {MINE}.d 2>/dev/null || true") == ""
-    adopted(service, f"{MINE}.d/ownstack.conf")
+    assert service.theirs.box.output(f"ls -d {MINE}.d {TOLD_HOME} 2>/dev/null || true") == ""
+    adopted(service, f"{MINE}.d/ownstack.conf", TOLD_HOME)
 
 
 def test_purge_gives_a_users_own_service_back_byte_for_byte(service: Story) -> None:

@@ -83,6 +83,7 @@ def test_a_user_service_goes_with_a_box_of_that_user() -> None:
     assert made.manager == "systemd-user"
     assert made.adopted is not None
     assert made.adopted.dropin == "/home/me/.config/systemd/user/ollama.service.d/ownstack.conf"
+    assert made.adopted.variables == "/home/me/.config/ownstack/adopted.env"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,25 @@ def test_it_is_told_once_and_given_back_when_it_is_no_longer_wanted() -> None:
     assert any("is given back" in text for text in later.warnings)
 
 
+def test_a_box_that_was_made_before_there_was_a_file_of_variables() -> None:
+    first = plan()
+    assert first.adopted is not None
+    about = first.adopted.model_dump(mode="json", exclude={"variables"})
+    older = Plan.model_validate({**first.model_dump(mode="json"), "adopted": about})
+    assert older.adopted is not None
+    assert adopt.spec(older, older.adopted) == adopt.spec(first, first.adopted), "as it is put back by a later kit"
+    assert adopt.files(older) == adopt.files(first)
+    assert any(
+        line.startswith(f"{first.adopted.dropin}: ollama.service runs") for line in what_goes(older, False, [])[0]
+    )
+    state = standing(older)
+    again = plan(state=state)
+    assert again.adopted == first.adopted
+    assert again.given_back is None
+    assert any("is restarted once" in text for text in again.warnings), "it is told that it gets one"
+    assert plan(state=state, ollama__use="existing").given_back == older.adopted
+
+
 def test_after_a_plain_down_it_is_told_as_at_first() -> None:
     first = plan()
     state = standing(first).model_copy(update={"gone": True})
@@ -129,7 +149,9 @@ def test_what_goes_and_what_stays_is_said() -> None:
     made = plan()
     assert record(made).endswith("adopted-models.json"), "an earlier engine's pulls are not this one's"
     goes, kept = what_goes(made, False, [], ["big:1"])
-    assert any("ollama.service runs again as it did before" in line for line in goes)
+    assert made.adopted is not None
+    ours = f"{made.adopted.variables} and {made.adopted.dropin}"
+    assert f"{ours}: ollama.service runs again as it did before" in goes
     assert any("big:1" in line for line in kept)
     goes, kept = what_goes(made, True, [], ["big:1"])
     assert any("big:1" in line for line in goes)
@@ -161,9 +183,12 @@ class Systemctl:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.fails = folder, [], False  # type: ignore[var-annotated]
+        self.told = folder.parent / "etc/adopted.env"  # the box's own folder is there before
+        self.told.parent.mkdir()
         self.active = "active"
         self.settings = (folder.parent / "first.env", folder.parent / "later.env")
         self.started: dict[str, str] = {}
+        self.reloaded: list[str] = []  # what was there when it was told to read its files anew
 
     def read(self) -> tuple[list[Path], dict[str, str], list[str]]:
         """Drop-ins, variables that they set, and files that they and the unit name: `-` where one may be missing."""
@@ -189,6 +214,8 @@ class Systemctl:
                 + "".join(f"EnvironmentFiles={row}\n" for row in files)
             )
         self.asked.append(words)
+        if words[0] == "daemon-reload":
+            self.reloaded = self.left()
         if words[0] == "restart":
             self.started = variables
             for row in named:
@@ -199,6 +226,12 @@ class Systemctl:
                 elif row[0] != "-":
                     raise StepError(f"Failed to load environment files: {path}")
         return ""
+
+    def left(self) -> list[str]:
+        """What lies beside the unit and in the box's folder."""
+        places = (self.folder.parent, self.folder, self.told.parent)
+        found = {path for place in places if place.exists() for path in place.iterdir()}
+        return sorted(path.name for path in found - {self.told.parent})
 
     def wait(self, url: str, seconds: float, what: str) -> float:
         if self.fails:
@@ -218,10 +251,11 @@ def spec(unit: Systemctl, content: str = "", **variables: str) -> dict[str, Any]
     environment = {"OLLAMA_HOST": "127.0.0.1:11434", **variables}
     held = Adopted(
         unit="ollama.service", path="/x/ollama.service", dropin=str(unit.folder / "ownstack.conf"),
-        environment=tuple(environment.items()),
+        variables=str(unit.told), environment=tuple(environment.items()),
     )  # fmt: skip
     return {
-        "manager": "systemd", "unit": held.unit, "path": held.dropin, "content": content or adopt.content(held),
+        "manager": "systemd", "unit": held.unit, "path": held.dropin,
+        "content": content or adopt.content(held.variables),
         "variables": {"path": held.variables, "content": adopt.variables(held)}, "environment": environment,
         "url": "http://127.0.0.1:1", "record": str(unit.folder.parent / "adopted.json"),
     }  # fmt: skip
@@ -235,12 +269,12 @@ def test_the_drop_in_is_as_systemd_reads_it() -> None:
     made = plan(ollama__extra_env={"CUDA_VISIBLE_DEVICES": "0,1"})
     held = made.adopted
     assert held is not None
-    assert held.variables == "/etc/systemd/system/ollama.service.d/ownstack.env", (
-        "none that systemd takes for a drop-in"
-    )
-    assert adopt.content(held).splitlines()[1:] == ["[Service]", f"EnvironmentFile={held.variables}"]
-    home = held.model_copy(update={"dropin": "/home/50% me/ollama.service.d/ownstack.conf"})
-    assert "EnvironmentFile=/home/50%% me/ollama.service.d/ownstack.env\n" in adopt.content(home)
+    assert held.variables == "/etc/ownstack/adopted.env", "with the box's own, not with the owner's"
+    asked = adopt.spec(made, held)
+    assert asked["content"].splitlines()[1:] == ["[Service]", "EnvironmentFile=/etc/ownstack/adopted.env"]
+    assert asked["variables"]["path"] == held.variables
+    assert 'CUDA_VISIBLE_DEVICES="0,1"' in asked["variables"]["content"].splitlines()
+    assert "EnvironmentFile=/home/50%% me/adopted.env\n" in adopt.content("/home/50% me/adopted.env")
 
 
 def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
@@ -248,6 +282,7 @@ def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
     assert ollama_adopt.adopt({**asked, "dry": True}, silent)["changed"]
     assert not unit.folder.exists()
     assert ollama_adopt.adopt(asked, silent)["changed"]
+    assert [path.name for path in unit.folder.iterdir()] == ["ownstack.conf"], "one file is all that is added"
     assert unit.asked == [("daemon-reload",), ("restart", "ollama.service")]
     assert not ollama_adopt.adopt(asked, silent)["changed"]
     assert len(unit.asked) == 2
@@ -259,7 +294,7 @@ def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_nothing_of_it_is_left(own: bool, unit: Systemctl, tmp_path: Path) -> None:
+def test_nothing_of_it_is_left(own: bool, unit: Systemctl) -> None:
     if own:
         unit.folder.mkdir()
         (unit.folder / "override.conf").write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
@@ -271,8 +306,10 @@ def test_nothing_of_it_is_left(own: bool, unit: Systemctl, tmp_path: Path) -> No
     assert unit.folder.exists() == own
     assert (footprint(unit.folder) if own else None) == before
     assert unit.asked[-1] == ("restart", "ollama.service")
+    assert "ownstack.conf" not in unit.reloaded
+    assert "adopted.env" in unit.reloaded, "one that starts by itself in between still finds what its unit names"
     assert not ollama_adopt.give_back(spec(unit), silent)["changed"]
-    assert list(tmp_path.iterdir()) == ([unit.folder] if own else [])
+    assert unit.left() == (["ollama.service.d", "override.conf"] if own else [])
 
 
 def test_the_owners_files_do_not_open_the_engine_and_their_other_values_count(unit: Systemctl) -> None:
@@ -308,7 +345,7 @@ def test_a_later_file_of_the_owner_wins_and_stays(unit: Systemctl) -> None:
     assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {"OLLAMA_HOST": str(theirs)}
     (unit.folder / "new.conf").write_text("[Service]\n")  # and one that came meanwhile
     ollama_adopt.give_back(spec(unit), silent)
-    assert sorted(path.name for path in unit.folder.iterdir()) == ["mine.env", "new.conf", "zz.conf"]
+    assert unit.left() == ["mine.env", "new.conf", "ollama.service.d", "zz.conf"]
 
 
 def test_a_later_drop_in_by_which_our_file_is_not_read_is_named(unit: Systemctl) -> None:
@@ -323,48 +360,51 @@ def test_a_later_drop_in_by_which_our_file_is_not_read_is_named(unit: Systemctl)
     assert found == {"OLLAMA_HOST": str(earlier), "OLLAMA_NO_CLOUD": str(theirs)}
 
 
-def edit(unit: Systemctl, tmp_path: Path, name: str, line: str) -> dict[str, Any]:
+def edit(unit: Systemctl, tmp_path: Path, path: Path, line: str) -> dict[str, Any]:
     """It was adopted, and its owner changed a file of ours since. What the step is told."""
     asked = {**spec(unit), "written": str(tmp_path / "files.sha256")}
     ollama_adopt.adopt(asked, silent)
     assert not ollama_adopt.adopted(asked, silent)["data"]["edited"]
-    with (unit.folder / name).open("a") as out:
+    with path.open("a") as out:
         out.write(f"{line}\n")
     return asked
 
 
 @pytest.mark.parametrize(
-    ("name", "line"),
-    [("ownstack.conf", "Environment=OLLAMA_DEBUG=1"), ("ownstack.env", "OLLAMA_DEBUG=1")],
+    ("dropin", "line"),
+    [(True, "Environment=OLLAMA_DEBUG=1"), (False, "OLLAMA_DEBUG=1")],
 )
-def test_our_drop_in_that_its_owner_edited_is_kept(name: str, line: str, unit: Systemctl, tmp_path: Path) -> None:
+def test_our_drop_in_that_its_owner_edited_is_kept(dropin: bool, line: str, unit: Systemctl, tmp_path: Path) -> None:
+    path = unit.folder / "ownstack.conf" if dropin else unit.told
+    new, old = Path(f"{path}.ownstack-new"), Path(f"{path}.ownstack-old")
     unit.folder.mkdir()
     (unit.folder / "override.conf").write_text("[Service]\n")
     os.utime(unit.folder, (1, 1))
     before = footprint(unit.folder)
-    asked = edit(unit, tmp_path, name, line)
-    theirs = (unit.folder / name).read_text()
+    asked = edit(unit, tmp_path, path, line)
+    theirs = path.read_text()
     later = {**spec(unit, OLLAMA_CONTEXT_LENGTH="4096"), "written": asked["written"]}
-    planned = {"ownstack.conf": later["content"], "ownstack.env": later["variables"]["content"]}[name]
+    planned = later["content"] if dropin else later["variables"]["content"]
     assert ollama_adopt.adopt(later, silent)["changed"]
-    assert (unit.folder / name).read_text() == theirs
+    assert path.read_text() == theirs
     assert unit.started["OLLAMA_DEBUG"] == "1"
-    assert (unit.folder / f"{name}.ownstack-new").read_text() == planned
-    assert ollama_adopt.adopted(later, silent)["data"]["edited"] == [str(unit.folder / name)]
+    assert new.read_text() == planned
+    assert ollama_adopt.adopted(later, silent)["data"]["edited"] == [str(path)]
     assert not ollama_adopt.adopt(later, silent)["changed"]
-    files.give_up({"record": later["written"], "paths": [str(unit.folder / name)]}, silent)  # `up --overwrite`
+    files.give_up({"record": later["written"], "paths": [str(path)]}, silent)  # `up --overwrite`
     assert ollama_adopt.adopt(later, silent)["changed"]
-    assert (unit.folder / name).read_text() == planned
-    assert (unit.folder / f"{name}.ownstack-old").read_text() == theirs
+    assert path.read_text() == planned
+    assert old.read_text() == theirs
     assert unit.started == later["environment"]
     ollama_adopt.give_back(later, silent)
     assert footprint(unit.folder) == before, "given back byte for byte"
-    (unit.folder / name).write_text("of a box that adopts it later")
+    assert unit.left() == ["files.sha256", "ollama.service.d", "override.conf"]
+    path.write_text("of a box that adopts it later")
     assert files.edited(later["written"]) == []
 
 
 def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit: Systemctl, tmp_path: Path) -> None:
-    asked = edit(unit, tmp_path, "ownstack.conf", "Environment=OLLAMA_DEBUG=1")
+    asked = edit(unit, tmp_path, unit.folder / "ownstack.conf", "Environment=OLLAMA_DEBUG=1")
     theirs = (unit.folder / "ownstack.conf").read_text()
     unit.fails = True
     with pytest.raises(StepError) as caught:
@@ -377,9 +417,9 @@ def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit:
     ("found", "status"),
     [
         ({"same": True, "active": True, "edited": [], "overruled": {}}, "ok"),
-        ({"same": False, "active": True, "edited": ["/x/ownstack.env"], "overruled": {}}, "amber"),
+        ({"same": False, "active": True, "edited": ["/x/adopted.env"], "overruled": {}}, "amber"),
         ({"same": False, "active": True, "edited": [], "overruled": {}}, "failed"),
-        ({"same": False, "active": False, "edited": ["/x/ownstack.env"], "overruled": {}}, "failed"),
+        ({"same": False, "active": False, "edited": ["/x/adopted.env"], "overruled": {}}, "failed"),
     ],
 )
 def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None:
@@ -402,22 +442,23 @@ def test_where_the_adopted_engine_listens_is_looked_at(address: str, status: str
     assert check.run(context).status == status
 
 
-def test_one_that_does_not_come_up_is_put_back(unit: Systemctl, tmp_path: Path) -> None:
+def test_one_that_does_not_come_up_is_put_back(unit: Systemctl) -> None:
     unit.fails = True
     with pytest.raises(StepError) as caught:
         ollama_adopt.adopt(spec(unit), silent)
     assert caught.value.code == "adopt-failed"
-    assert list(tmp_path.iterdir()) == []
+    assert unit.left() == []
 
 
-@pytest.mark.parametrize("name", ["ownstack.conf", "ownstack.env"])
-def test_a_file_of_our_name_that_is_not_ours_is_not_touched(name: str, unit: Systemctl) -> None:
+@pytest.mark.parametrize("dropin", [True, False])
+def test_a_file_of_our_name_that_is_not_ours_is_not_touched(dropin: bool, unit: Systemctl) -> None:
     unit.folder.mkdir()
-    (unit.folder / name).write_text("another box's")
+    path = unit.folder / "ownstack.conf" if dropin else unit.told
+    path.write_text("another box's")
     with pytest.raises(StepError) as caught:
         ollama_adopt.adopt(spec(unit), silent)
     assert caught.value.code == "adopt-taken"
-    assert (unit.folder / name).read_text() == "another box's"
+    assert path.read_text() == "another box's"
 
 
 def test_cut_off_at_any_file_the_unit_still_starts(unit: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,21 +485,19 @@ def test_cut_off_at_any_file_the_unit_still_starts(unit: Systemctl, monkeypatch:
             pytest.fail("it never came through")
         monkeypatch.setattr(place, name, real[name])
         assert calls > 1
-    assert not unit.folder.exists()
+    assert unit.left() == []
 
 
 def test_a_file_of_variables_that_was_lost_comes_again(unit: Systemctl) -> None:
     ollama_adopt.adopt(spec(unit), silent)
-    (unit.folder / "ownstack.env").unlink()
+    unit.told.unlink()
     assert not ollama_adopt.adopted(spec(unit), silent)["data"]["same"]
     assert ollama_adopt.adopt(spec(unit), silent)["changed"]
     assert unit.started == spec(unit)["environment"]
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_one_that_was_adopted_with_variables_in_the_drop_in_itself(
-    again: bool, unit: Systemctl, tmp_path: Path
-) -> None:
+def test_one_that_was_adopted_with_variables_in_the_drop_in_itself(again: bool, unit: Systemctl) -> None:
     asked = spec(unit)
     unit.folder.mkdir()
     Path(asked["path"]).write_text("[Service]\nEnvironment=OLLAMA_HOST=127.0.0.1:11434\n")
@@ -466,9 +505,9 @@ def test_one_that_was_adopted_with_variables_in_the_drop_in_itself(
     Path(asked["record"]).write_text(json.dumps(held))
     if again:
         assert ollama_adopt.adopt(asked, silent)["changed"]
-        assert (unit.folder / "ownstack.env").exists()
+        assert unit.told.exists()
     assert ollama_adopt.give_back(asked, silent)["changed"]
-    assert list(tmp_path.iterdir()) == []
+    assert unit.left() == []
 
 
 def test_one_that_was_stopped_is_stopped_again(unit: Systemctl) -> None:

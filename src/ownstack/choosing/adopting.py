@@ -1,4 +1,4 @@
-"""An Ollama that was there before the box and becomes its engine: a drop-in of ours, and nothing else. Pure."""
+"""An Ollama that was there before the box and becomes its engine: one drop-in of ours, and nothing else. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
 from ..hardware.report import HardwareReport
-from ..plan import Adopted, ModelChoice, ProcessManager
+from ..plan import Adopted, Layout, ModelChoice, ProcessManager
 from ..settings import Settings
 from ..state import BoxState
 from .existing import LOOPBACK
@@ -29,9 +29,10 @@ def adopted(
     settings: Settings,
     state: BoxState,
     manager: ProcessManager,
+    layout: Layout,
     models: tuple[ModelChoice, ...],
 ) -> Adopted | None:
-    """The unit that is adopted and what its drop-in says; None where the settings want none.
+    """The unit that is adopted and what it is told; None where the settings want none.
 
     Raises UnsupportedError or ConfigError where it cannot be adopted, with what to do instead.
     """
@@ -59,6 +60,7 @@ def adopted(
         unit=unit,
         path=path,
         dropin=f"{folder}/{unit}.d/{DROPIN}",
+        variables=layout.adopted,
         version=state.existing_ollama,
         environment=tuple(environment(ollama, parts.port or 11434, models).items()),
     )
@@ -101,14 +103,14 @@ def words(now: Adopted | None, before: Adopted | None) -> tuple[list[str], list[
     if now is None:
         if before is None:
             return [], []
-        gone = f"{before.dropin} and {before.variables} go"
-        return [], [f"{before.unit} is given back: {gone} and it is restarted as it was"]
+        return [], [f"{before.unit} is given back: {before.dropin} goes and it is restarted as it was"]
     reasons = [f"adopted: {now.unit}, Ollama {now.version}; its models and its own settings stay where they are"]
-    if before is not None and (before.dropin, before.environment) == (now.dropin, now.environment):
+    told = {"dropin", "variables", "environment"}
+    if before is not None and before.model_dump(include=told) == now.model_dump(include=told):
         return reasons, []
     names = ", ".join(name for name, _ in now.environment)
     return reasons, [
-        f"{now.unit} gets two files, {now.dropin} and {now.variables} ({names}), and is restarted once",
+        f"{now.unit} gets a drop-in, {now.dropin}, that names {now.variables} ({names}), and is restarted once",
         f"{now.unit} then listens on this machine only",
         "files of your own stay, and other variables in them count; what they say of these counts again after `down`",
     ]

@@ -36,7 +36,7 @@ def what_goes(
     if plan.system:
         kept.append(f"the accounts {layout.prefix}-* that own them")
     if plan.adopted is not None:
-        ours = f"{plan.adopted.variables} and {plan.adopted.dropin}"
+        ours = " and ".join(filter(None, [plan.adopted.variables, plan.adopted.dropin]))
         goes.append(f"{ours}: {plan.adopted.unit} runs again as it did before")
         if pulled:
             kept.append(f"models that this box pulled into {plan.adopted.unit}: {', '.join(pulled)}")

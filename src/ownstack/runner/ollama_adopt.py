@@ -1,7 +1,7 @@
 """An Ollama that is not ours as the box's engine: one drop-in is added, and taken away again without a trace.
 
-The drop-in names a file of variables beside it: what a unit reads from files wins over its `Environment=`, so that a
-file of its owner's (`/etc/default/ollama`, say) would win over variables in the drop-in itself.
+The drop-in names a file of variables, which lies with the box's own configuration: what a unit reads from files wins
+over its `Environment=`, so that a file of its owner's (`/etc/default/ollama`, say) would win over the drop-in itself.
 """
 
 from __future__ import annotations
@@ -213,6 +213,17 @@ def _before(spec: Spec, now: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _take(spec: Spec, path: str) -> None:
+    """Take a file of ours away, and what lies beside it, for good before anything else goes."""
+    for one in files.with_besides([path]):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(one)
+    if os.path.isdir(os.path.dirname(path)):
+        sync_folder(os.path.dirname(path))
+    if spec.get("written") and path in files.known(spec["written"]):  # a later one of another box is not ours
+        files.remember(spec["written"], path, files.FORGET)
+
+
 def give_back(spec: Spec, emit: Emit) -> Result:
     """Take our files away, edited or not; the unit runs again as it did. May be run at any time.
 
@@ -224,14 +235,7 @@ def give_back(spec: Spec, emit: Emit) -> Result:
     if spec.get("dry"):
         return {"changed": True}
     folder = os.path.dirname(held["path"])
-    # the drop-in first: a unit that names a missing file does not start
-    paths = [path for path in (held["path"], held.get("variables", "")) if path]
-    for one in files.with_besides(paths):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(one)
-    for path in paths:
-        if spec.get("written") and path in files.known(spec["written"]):  # a later one of another box is not ours
-            files.remember(spec["written"], path, files.FORGET)
+    _take(spec, held["path"])
     if held["folder"] is None:
         with contextlib.suppress(OSError):  # somebody put a file of his own into it: it stays
             os.rmdir(folder)
@@ -240,6 +244,8 @@ def give_back(spec: Spec, emit: Emit) -> Result:
             os.utime(folder, ns=(held["folder"]["times"][0], held["folder"]["times"][1]))
         sync_folder(folder)
     _ctl(spec, "daemon-reload")
+    if held.get("variables"):  # only now: a unit that names a missing file does not start
+        _take(spec, held["variables"])
     progress(emit, f"restarting {held['unit']} as it was")
     _ctl(spec, "restart" if held["active"] else "stop", held["unit"], check=False)
     os.unlink(spec["record"])
