@@ -67,8 +67,8 @@ def back_spec(plan: Plan) -> dict[str, Any]:
     return {**process, "record": record(plan), "url": plan.engine_url, "written": plan.layout.written}
 
 
-def configure(plan: Plan) -> None:
-    """One that is no longer the engine is given back before anything else starts."""
+def retire(plan: Plan) -> None:
+    """One that is no longer the engine is given back, while the record still names it."""
     if plan.given_back is not None:
         operations.step(
             name=f"Ollama: give {plan.given_back.unit} back", plan=plan, step_name="ollama.give_back",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ownstack.cli.down import what_goes
+from ownstack.engine import operations
 from ownstack.engine.role_tasks import written_files
 from ownstack.errors import ConfigError, OwnstackError, UnsupportedError
 from ownstack.hardware.report import ExistingOllama, HardwareReport
@@ -24,6 +25,8 @@ from ownstack.state import BoxState
 from tests.unit import machines
 
 activate()
+from roles import role  # noqa: E402
+from roles.base import tasks  # noqa: E402
 from roles.models import record  # noqa: E402
 from roles.ollama import adopt  # noqa: E402
 
@@ -117,6 +120,25 @@ def test_it_is_told_once_and_given_back_when_it_is_no_longer_wanted() -> None:
     assert later.adopted is None
     assert later.given_back == first.adopted
     assert any("is given back" in text for text in later.warnings)
+
+
+@pytest.mark.parametrize("wanted", [{"ollama__use": "existing"}, {"roles": ["qdrant"]}])
+def test_it_is_given_back_once_while_the_record_still_names_it(
+    wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off after the new plan was recorded nobody would know of it: a purge took the file that its unit names."""
+    later = plan(state=standing(plan()), **wanted)
+    assert later.given_back is not None
+    done: list[str] = []
+    monkeypatch.setattr(operations, "step", lambda **asked: done.append(asked["step_name"]))
+    for place, name in (
+        (operations, "accounts"), (operations, "packages"), (tasks, "bring_runner"), (tasks, "programs"),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, lambda *_, **__: None)
+    tasks.install(later)
+    role("models").tasks.configure(later)
+    assert done.count("ollama.give_back") == 1
+    assert done.index("ollama.give_back") < done.index("box.write_manifest")
 
 
 def test_a_box_that_was_made_before_there_was_a_file_of_variables() -> None:
