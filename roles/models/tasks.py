@@ -43,8 +43,7 @@ def install(plan: Plan) -> None:
 
 
 def configure(plan: Plan) -> None:
-    """An engine that is not ours, where it was adopted: see `roles.ollama.adopt`."""
-    adopt.configure(plan)
+    """The engine has its configuration from its own role, or is told at its adoption: see `activate`."""
 
 
 def activate(plan: Plan) -> None:

@@ -56,6 +56,11 @@ class Layout(Frozen):
         return f"{self.var}/files.sha256"
 
     @property
+    def adopted(self) -> str:
+        """What an Ollama is told that was there before the box: the drop-in of its unit names this file."""
+        return f"{self.etc}/adopted.env"
+
+    @property
     def runner(self) -> str:
         return f"{self.current('base')}/runner.pyz"
 
@@ -218,6 +223,9 @@ class Adopted(Frozen):
     unit: str
     path: str  # of the unit's own file
     dropin: str
+    # the box's file of variables, which the drop-in names: what a unit reads from files wins over its `Environment=`,
+    # wherever that stands, and only a later file wins over them. Empty in older boxes: their drop-in holds all of them
+    variables: str = ""
     version: str = ""
     environment: tuple[tuple[str, str], ...] = ()
 

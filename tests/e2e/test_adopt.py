@@ -16,6 +16,7 @@ from tests.hosts import Host, Network, Options
 from tests.hosts.kit import Ownstack
 
 MINE = "/etc/systemd/system/ollama.service.d"
+TOLD = "/etc/ownstack/adopted.env"
 PLACES = f"/usr/local/bin/ollama /usr/local/lib/theirs /usr/share/ollama /etc/systemd/system/ollama.service {MINE}"
 # what the vendor's script leaves, and a drop-in of the owner's own as `systemctl edit` makes it
 INSTALL = f"""
@@ -44,7 +45,8 @@ WantedBy=default.target
 END
 mkdir {MINE}
 printf '[Service]\\nEnvironment="OLLAMA_HOST=0.0.0.0:11434" "OLLAMA_KEEP_ALIVE=7m"\\n' > {MINE}/override.conf
-printf '[Service]\\nEnvironment=OLLAMA_MAX_LOADED_MODELS=3\\n' > {MINE}/zz-mine.conf
+printf '[Service]\\nEnvironment=OLLAMA_NO_CLOUD=0\\nEnvironmentFile={MINE}/mine.env\\n' > {MINE}/zz-mine.conf
+echo OLLAMA_MAX_LOADED_MODELS=3 > {MINE}/mine.env
 touch -d '2026-01-02 03:04:05' {MINE} {MINE}/* /etc/systemd/system/ollama.service
 systemctl daemon-reload
 systemctl enable -q --now ollama
@@ -82,10 +84,12 @@ def test_it_is_adopted_with_one_drop_in(theirs: Theirs, ownstack: Ownstack, befo
     done = ownstack.json("up", "--yes", check=False)  # amber is no green: see below
     said = "\n".join(line for operation in done["operations"] for line in operation.get("said", ()))
     assert f"OLLAMA_HOST of {MINE}/override.conf does not count" in said
-    assert f"{MINE}/zz-mine.conf sorts later and wins: OLLAMA_MAX_LOADED_MODELS" in said
+    assert f"OLLAMA_NO_CLOUD of {MINE}/zz-mine.conf does not count" in said
+    assert f"{MINE}/mine.env is read after ours and wins: OLLAMA_MAX_LOADED_MODELS" in said
     checks = {check["id"]: check for check in done["verify"]["checks"]}
     assert {name for name, check in checks.items() if check["status"] == "failed"} == set()
     assert checks["models-adopted"]["status"] == "amber", "one setting is the owner's"
+    assert checks["models-loopback"]["status"] == "ok"
     assert "adopted: ollama.service" in checks["models-engine"]["measured"]
     assert "tokens" in checks["models-chat"]["measured"]
     now = theirs.variables()
@@ -94,6 +98,7 @@ def test_it_is_adopted_with_one_drop_in(theirs: Theirs, ownstack: Ownstack, befo
     assert now["OLLAMA_CONTEXT_LENGTH"]
     assert theirs.listens() == {"127.0.0.1"}
     assert theirs.added(before) == {f"{MINE}/ownstack.conf", MINE}, "a file of ours, and the time of its folder"
+    assert theirs.box.output(f"stat -c '%a %U' {TOLD}") == "644 root"
 
 
 def test_it_is_left_alone_from_then_on(theirs: Theirs, ownstack: Ownstack) -> None:
@@ -106,7 +111,7 @@ def test_it_is_left_alone_from_then_on(theirs: Theirs, ownstack: Ownstack) -> No
 
 def test_down_gives_it_back_byte_for_byte(box: Host, theirs: Theirs, ownstack: Ownstack, before: str) -> None:
     said = ownstack("down", "--purge", "--yes")
-    assert f"{MINE}/ownstack.conf: ollama.service runs again as it did before" in said.stderr
+    assert f"{TOLD} and {MINE}/ownstack.conf: ollama.service runs again as it did before" in said.stderr
     assert theirs.seen() == before
     assert theirs.variables()["OLLAMA_HOST"] == "0.0.0.0:11434"
     assert box.output("ls -d /opt/ownstack /etc/ownstack /var/lib/ownstack 2>/dev/null || true") == ""

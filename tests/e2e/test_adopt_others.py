@@ -7,7 +7,6 @@ of the vendor's script is in test_adopt.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,8 @@ VENDOR = "/usr/lib/systemd/system/ollama.service"
 OURS = "/etc/systemd/system/ollama.service.d"  # for drop-ins of whoever owns the machine: not there yet
 HOME = "/home/tester"
 MINE = f"{HOME}/.config/systemd/user/ollama.service"
+# the box's own file, which a drop-in names
+TOLD, TOLD_HOME = "/etc/ownstack/adopted.env", f"{HOME}/.config/ownstack/adopted.env"
 # what a distribution's package brings: account, unit, preset, a drop-in of the vendor's, a file for its settings
 PACKAGE = f"""
 set -e
@@ -55,8 +56,13 @@ ProtectHome=yes
 WantedBy=multi-user.target
 END
 mkdir {VENDOR}.d
-printf '[Service]\\nEnvironment=OLLAMA_KEEP_ALIVE=7m OLLAMA_HOST=0.0.0.0:11434\\n' > {VENDOR}.d/10-vendor.conf
-printf '# of this machine\\nOLLAMA_MAX_LOADED_MODELS="3"\\n' > /etc/default/ollama
+printf '[Service]\\nEnvironment=OLLAMA_KEEP_ALIVE=7m OLLAMA_LOAD_TIMEOUT=9m\\n' > {VENDOR}.d/10-vendor.conf
+cat > /etc/default/ollama <<'END'
+# of this machine
+OLLAMA_HOST=0.0.0.0:11434
+OLLAMA_MAX_LOADED_MODELS="3"
+OLLAMA_MAX_QUEUE=77
+END
 echo 'enable ollama.service' > /usr/lib/systemd/system-preset/80-ollama.preset
 touch -d '2026-01-02 03:04:05' {VENDOR} {VENDOR}.d {VENDOR}.d/* /etc/default/ollama
 systemctl daemon-reload
@@ -125,7 +131,9 @@ class Story:
 
     def given_back(self) -> None:
         assert self.theirs.seen() == self.seen
-        assert "OLLAMA_NO_CLOUD" not in self.theirs.variables()
+        now = self.theirs.variables()
+        assert "OLLAMA_NO_CLOUD" not in now
+        assert now["OLLAMA_HOST"] == "0.0.0.0:11434"
         assert self.theirs.listens() <= {"*", "0.0.0.0"}
 
     def nothing_left(self) -> None:
@@ -143,8 +151,8 @@ def service(owned: Theirs, mirror: Mirror) -> Story:
     return Story(owned, mirror)
 
 
-def adopted(story: Story, dropin: str) -> tuple[dict[str, Any], str]:
-    """`up` makes of it an engine with one file more and its own files untouched. The checks, and what was said."""
+def adopted(story: Story, dropin: str, told: str) -> str:
+    """`up` makes of it an engine with a drop-in more and its own files untouched. What was said."""
     plan = story.ownstack.json("plan")["plan"]
     assert any(text.startswith("adopted: ollama.service, Ollama ") for text in plan["reasons"])
     assert any("is restarted once" in text for text in plan["warnings"]), "said beforehand"
@@ -154,35 +162,38 @@ def adopted(story: Story, dropin: str) -> tuple[dict[str, Any], str]:
     assert {name: check for name, check in checks.items() if check["status"] == "failed"} == {}
     assert "adopted: ollama.service" in checks["models-engine"]["measured"]
     assert "tokens" in checks["models-chat"]["measured"]
+    assert [checks[name]["status"] for name in ("models-adopted", "models-loopback")] == ["ok", "ok"]
     now = story.theirs.variables()
     assert (now["OLLAMA_HOST"], now["OLLAMA_NO_CLOUD"], now["OLLAMA_KEEP_ALIVE"]) == ("127.0.0.1:11434", "1", "30m")
     assert story.theirs.listens() == {"127.0.0.1"}
     assert story.theirs.added(story.seen) == set(), "nothing of its own differs"
     folder = dropin.rpartition("/")[0]
-    found = story.theirs.box.output(f"stat -c '%a %U %n' {folder} {folder}/*").splitlines()
-    assert found == [f"755 {story.theirs.user} {folder}", f"644 {story.theirs.user} {dropin}"]
+    found = story.theirs.box.output(f"stat -c '%a %U %n' {folder} {folder}/* {told}").splitlines()
+    user = story.theirs.user
+    assert found == [f"755 {user} {folder}", f"644 {user} {dropin}", f"644 {user} {told}"]
     assert dropin in story.theirs.show("DropInPaths")
-    said = "\n".join(line for operation in done["operations"] for line in operation.get("said", ()))
-    return checks, said
+    assert story.theirs.show("EnvironmentFiles").splitlines()[-1].startswith(f"EnvironmentFiles={told} ")
+    return "\n".join(line for operation in done["operations"] for line in operation.get("said", ()))
 
 
 def test_a_package_is_adopted_with_one_drop_in(package: Story) -> None:
-    checks, said = adopted(package, f"{OURS}/ownstack.conf")
-    assert "OLLAMA_HOST of " in said
-    assert "10-vendor.conf does not count while the box stands" in said
-    assert "/etc/default/ollama is read after every drop-in and wins: OLLAMA_MAX_LOADED_MODELS" in said
-    assert package.theirs.variables()["OLLAMA_MAX_LOADED_MODELS"] == "3"
-    assert checks["models-adopted"]["status"] == "amber"
-    assert "/etc/default/ollama" in checks["models-adopted"]["measured"]
+    assert package.theirs.listens() <= {"*", "0.0.0.0"}, "its own file of variables opens it"
+    said = adopted(package, f"{OURS}/ownstack.conf", TOLD)
+    assert f"OLLAMA_KEEP_ALIVE of {VENDOR}.d/10-vendor.conf does not count while the box stands" in said
+    for name in ("OLLAMA_HOST", "OLLAMA_MAX_LOADED_MODELS"):
+        assert f"{name} of /etc/default/ollama does not count while the box stands" in said
+    now = package.theirs.variables()
+    assert now["OLLAMA_MAX_LOADED_MODELS"] == "2"
+    assert (now["OLLAMA_MAX_QUEUE"], now["OLLAMA_LOAD_TIMEOUT"]) == ("77", "9m"), "what the box does not set stays"
 
 
 def test_down_gives_a_package_back_and_up_adopts_it_again(package: Story) -> None:
     said = package.ownstack("down", "--yes").stderr
-    assert f"{OURS}/ownstack.conf: ollama.service runs again as it did before" in said
+    assert f"{TOLD} and {OURS}/ownstack.conf: ollama.service runs again as it did before" in said
     package.given_back()
-    assert package.theirs.box.output(f"ls -d {OURS} /opt/ownstack 2>/dev/null || true") == ""
+    assert package.theirs.box.output(f"ls -d {OURS} {TOLD} /opt/ownstack 2>/dev/null || true") == ""
     package.theirs.box.run("test -d /etc/ownstack -a -d /var/lib/ownstack")
-    adopted(package, f"{OURS}/ownstack.conf")
+    adopted(package, f"{OURS}/ownstack.conf", TOLD)
 
 
 def test_purge_gives_a_package_back_byte_for_byte(package: Story) -> None:
@@ -192,8 +203,7 @@ def test_purge_gives_a_package_back_byte_for_byte(package: Story) -> None:
 
 
 def test_a_users_own_service_is_adopted_with_one_drop_in(service: Story) -> None:
-    checks, _ = adopted(service, f"{MINE}.d/ownstack.conf")
-    assert checks["models-adopted"]["status"] == "ok"
+    adopted(service, f"{MINE}.d/ownstack.conf", TOLD_HOME)
     pid = service.theirs.pid()
     assert service.ownstack.json("up", "--yes", "--no-verify")["changed"] == 0
     assert service.theirs.pid() == pid, "left alone from then on"
@@ -202,8 +212,8 @@ def test_a_users_own_service_is_adopted_with_one_drop_in(service: Story) -> None
 def test_down_gives_a_users_own_service_back_and_up_adopts_it_again(service: Story) -> None:
     service.ownstack("down", "--yes")
     service.given_back()
-    assert service.theirs.box.output(f"ls -d {MINE}.d 2>/dev/null || true") == ""
-    adopted(service, f"{MINE}.d/ownstack.conf")
+    assert service.theirs.box.output(f"ls -d {MINE}.d {TOLD_HOME} 2>/dev/null || true") == ""
+    adopted(service, f"{MINE}.d/ownstack.conf", TOLD_HOME)
 
 
 def test_purge_gives_a_users_own_service_back_byte_for_byte(service: Story) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import types
@@ -11,17 +13,20 @@ from typing import Any
 import pytest
 
 from ownstack.cli.down import what_goes
+from ownstack.engine import operations
 from ownstack.engine.role_tasks import written_files
 from ownstack.errors import ConfigError, OwnstackError, UnsupportedError
 from ownstack.hardware.report import ExistingOllama, HardwareReport
 from ownstack.kit import activate
-from ownstack.plan import Plan
+from ownstack.plan import Adopted, Plan
 from ownstack.runner import files, ollama_adopt
 from ownstack.runner.core import Event, StepError
 from ownstack.state import BoxState
 from tests.unit import machines
 
 activate()
+from roles import role  # noqa: E402
+from roles.base import tasks  # noqa: E402
 from roles.models import record  # noqa: E402
 from roles.ollama import adopt  # noqa: E402
 
@@ -81,6 +86,7 @@ def test_a_user_service_goes_with_a_box_of_that_user() -> None:
     assert made.manager == "systemd-user"
     assert made.adopted is not None
     assert made.adopted.dropin == "/home/me/.config/systemd/user/ollama.service.d/ownstack.conf"
+    assert made.adopted.variables == "/home/me/.config/ownstack/adopted.env"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +122,44 @@ def test_it_is_told_once_and_given_back_when_it_is_no_longer_wanted() -> None:
     assert any("is given back" in text for text in later.warnings)
 
 
+@pytest.mark.parametrize("wanted", [{"ollama__use": "existing"}, {"roles": ["qdrant"]}])
+def test_it_is_given_back_once_while_the_record_still_names_it(
+    wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off after the new plan was recorded nobody would know of it: a purge took the file that its unit names."""
+    later = plan(state=standing(plan()), **wanted)
+    assert later.given_back is not None
+    done: list[str] = []
+    monkeypatch.setattr(operations, "step", lambda **asked: done.append(asked["step_name"]))
+    for place, name in (
+        (operations, "accounts"), (operations, "packages"), (tasks, "bring_runner"), (tasks, "programs"),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, lambda *_, **__: None)
+    tasks.install(later)
+    role("models").tasks.configure(later)
+    assert done.count("ollama.give_back") == 1
+    assert done.index("ollama.give_back") < done.index("box.write_manifest")
+
+
+def test_a_box_that_was_made_before_there_was_a_file_of_variables() -> None:
+    first = plan()
+    assert first.adopted is not None
+    about = first.adopted.model_dump(mode="json", exclude={"variables"})
+    older = Plan.model_validate({**first.model_dump(mode="json"), "adopted": about})
+    assert older.adopted is not None
+    assert adopt.spec(older, older.adopted) == adopt.spec(first, first.adopted), "as it is put back by a later kit"
+    assert adopt.files(older) == adopt.files(first)
+    assert any(
+        line.startswith(f"{first.adopted.dropin}: ollama.service runs") for line in what_goes(older, False, [])[0]
+    )
+    state = standing(older)
+    again = plan(state=state)
+    assert again.adopted == first.adopted
+    assert again.given_back is None
+    assert any("is restarted once" in text for text in again.warnings), "it is told that it gets one"
+    assert plan(state=state, ollama__use="existing").given_back == older.adopted
+
+
 def test_after_a_plain_down_it_is_told_as_at_first() -> None:
     first = plan()
     state = standing(first).model_copy(update={"gone": True})
@@ -127,7 +171,9 @@ def test_what_goes_and_what_stays_is_said() -> None:
     made = plan()
     assert record(made).endswith("adopted-models.json"), "an earlier engine's pulls are not this one's"
     goes, kept = what_goes(made, False, [], ["big:1"])
-    assert any("ollama.service runs again as it did before" in line for line in goes)
+    assert made.adopted is not None
+    ours = f"{made.adopted.variables} and {made.adopted.dropin}"
+    assert f"{ours}: ollama.service runs again as it did before" in goes
     assert any("big:1" in line for line in kept)
     goes, kept = what_goes(made, True, [], ["big:1"])
     assert any("big:1" in line for line in goes)
@@ -152,31 +198,62 @@ def silent(event: Event) -> None:
 
 
 class Systemctl:
-    """What the steps ask of systemd; that it does so on a real one is the end-to-end test's."""
+    """What the steps ask of systemd, by the rules of systemd.exec(5) for `Environment=` and `EnvironmentFile=`.
+
+    That a real one does so is the end-to-end test's. The unit itself names `settings`; `started`: what the engine got.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.fails = folder, [], False  # type: ignore[var-annotated]
+        self.told = folder.parent / "etc/adopted.env"  # the box's own folder is there before
+        self.told.parent.mkdir()
         self.active = "active"
         self.settings = (folder.parent / "first.env", folder.parent / "later.env")
+        self.started: dict[str, str] = {}
+        self.reloaded: list[str] = []  # what was there when it was told to read its files anew
+
+    def read(self) -> tuple[list[Path], dict[str, str], list[str]]:
+        """Drop-ins, variables that they set, and files that they and the unit name: `-` where one may be missing."""
+        paths = sorted(self.folder.glob("*.conf")) if self.folder.exists() else []
+        variables: dict[str, str] = {}
+        named = [f"-{path}" for path in self.settings]
+        for line in "\n".join(path.read_text() for path in paths).splitlines():
+            key, _, value = line.partition("=")
+            if key == "Environment":
+                variables.update([value.strip('"').partition("=")[::2]])
+            elif key == "EnvironmentFile":
+                named = [*named, value] if value else []
+        return paths, variables, named
 
     def __call__(self, spec: dict[str, Any], *words: str, check: bool = True) -> str:
+        paths, variables, named = self.read()
         if words[0] == "show":
-            effective: dict[str, str] = {}
-            paths = sorted(self.folder.glob("*.conf")) if self.folder.exists() else []
-            for path in paths:
-                for line in path.read_text().splitlines():
-                    if line.startswith("Environment="):
-                        name, _, value = line[12:].strip('"').partition("=")
-                        effective[name] = value
-            text = " ".join(f"{name}={value}" for name, value in effective.items())
-            others = " ".join(map(str, paths))
+            text = " ".join(f"{name}={value}" for name, value in variables.items())
+            files = [f"{row.removeprefix('-')} (ignore_errors={'yes' if row[0] == '-' else 'no'})" for row in named]
             return (
-                f"FragmentPath=/x/ollama.service\nDropInPaths={others}\nActiveState={self.active}\n"
-                f"Environment={text}\nNeedDaemonReload=no\n"
-                + "".join(f"EnvironmentFiles={path} (ignore_errors=yes)\n" for path in self.settings)
+                f"FragmentPath=/x/ollama.service\nDropInPaths={' '.join(map(str, paths))}\n"
+                f"ActiveState={self.active}\nEnvironment={text}\nNeedDaemonReload=no\n"
+                + "".join(f"EnvironmentFiles={row}\n" for row in files)
             )
         self.asked.append(words)
+        if words[0] == "daemon-reload":
+            self.reloaded = self.left()
+        if words[0] == "restart":
+            self.started = variables
+            for row in named:
+                path = Path(row.removeprefix("-"))
+                if path.exists():
+                    lines = [line for line in path.read_text().splitlines() if "=" in line and line[0] != "#"]
+                    self.started |= {name: value.strip("'\"") for name, _, value in (x.partition("=") for x in lines)}
+                elif row[0] != "-":
+                    raise StepError(f"Failed to load environment files: {path}")
         return ""
+
+    def left(self) -> list[str]:
+        """What lies beside the unit and in the box's folder."""
+        places = (self.folder.parent, self.folder, self.told.parent)
+        found = {path for place in places if place.exists() for path in place.iterdir()}
+        return sorted(path.name for path in found - {self.told.parent})
 
     def wait(self, url: str, seconds: float, what: str) -> float:
         if self.fails:
@@ -194,11 +271,15 @@ def unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
 
 def spec(unit: Systemctl, content: str = "", **variables: str) -> dict[str, Any]:
     environment = {"OLLAMA_HOST": "127.0.0.1:11434", **variables}
-    lines = "".join(f"Environment={name}={value}\n" for name, value in environment.items())
+    held = Adopted(
+        unit="ollama.service", path="/x/ollama.service", dropin=str(unit.folder / "ownstack.conf"),
+        variables=str(unit.told), environment=tuple(environment.items()),
+    )  # fmt: skip
     return {
-        "manager": "systemd", "unit": "ollama.service", "path": str(unit.folder / "ownstack.conf"),
-        "content": content or f"[Service]\n{lines}", "environment": environment, "url": "http://127.0.0.1:1",
-        "record": str(unit.folder.parent / "adopted.json"),
+        "manager": "systemd", "unit": held.unit, "path": held.dropin,
+        "content": content or adopt.content(held.variables),
+        "variables": {"path": held.variables, "content": adopt.variables(held)}, "environment": environment,
+        "url": "http://127.0.0.1:1", "record": str(unit.folder.parent / "adopted.json"),
     }  # fmt: skip
 
 
@@ -208,11 +289,14 @@ def footprint(folder: Path) -> list[Any]:
 
 def test_the_drop_in_is_as_systemd_reads_it() -> None:
     made = plan(ollama__extra_env={"CUDA_VISIBLE_DEVICES": "0,1"})
-    assert made.adopted is not None
-    lines = adopt.content(made.adopted).splitlines()
-    assert lines[1] == "[Service]"
-    assert all(line.startswith("Environment=") for line in lines[2:])
-    assert any("CUDA_VISIBLE_DEVICES=0,1" in line for line in lines)
+    held = made.adopted
+    assert held is not None
+    assert held.variables == "/etc/ownstack/adopted.env", "with the box's own, not with the owner's"
+    asked = adopt.spec(made, held)
+    assert asked["content"].splitlines()[1:] == ["[Service]", "EnvironmentFile=/etc/ownstack/adopted.env"]
+    assert asked["variables"]["path"] == held.variables
+    assert 'CUDA_VISIBLE_DEVICES="0,1"' in asked["variables"]["content"].splitlines()
+    assert "EnvironmentFile=/home/50%% me/adopted.env\n" in adopt.content("/home/50% me/adopted.env")
 
 
 def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
@@ -220,6 +304,7 @@ def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
     assert ollama_adopt.adopt({**asked, "dry": True}, silent)["changed"]
     assert not unit.folder.exists()
     assert ollama_adopt.adopt(asked, silent)["changed"]
+    assert [path.name for path in unit.folder.iterdir()] == ["ownstack.conf"], "one file is all that is added"
     assert unit.asked == [("daemon-reload",), ("restart", "ollama.service")]
     assert not ollama_adopt.adopt(asked, silent)["changed"]
     assert len(unit.asked) == 2
@@ -231,7 +316,7 @@ def test_it_is_restarted_only_when_something_changed(unit: Systemctl) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_nothing_of_it_is_left(own: bool, unit: Systemctl, tmp_path: Path) -> None:
+def test_nothing_of_it_is_left(own: bool, unit: Systemctl) -> None:
     if own:
         unit.folder.mkdir()
         (unit.folder / "override.conf").write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
@@ -243,69 +328,105 @@ def test_nothing_of_it_is_left(own: bool, unit: Systemctl, tmp_path: Path) -> No
     assert unit.folder.exists() == own
     assert (footprint(unit.folder) if own else None) == before
     assert unit.asked[-1] == ("restart", "ollama.service")
+    assert "ownstack.conf" not in unit.reloaded
+    assert "adopted.env" in unit.reloaded, "one that starts by itself in between still finds what its unit names"
     assert not ollama_adopt.give_back(spec(unit), silent)["changed"]
-    assert list(tmp_path.iterdir()) == ([unit.folder] if own else [])
+    assert unit.left() == (["ollama.service.d", "override.conf"] if own else [])
+
+
+def test_the_owners_files_do_not_open_the_engine_and_their_other_values_count(unit: Systemctl) -> None:
+    """By `Environment=` of drop-ins, before ours or after, and by files that the unit itself names."""
+    unit.folder.mkdir()
+    (unit.folder / "override.conf").write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
+    later = unit.folder / "zz.conf"
+    later.write_text("[Service]\nEnvironment=OLLAMA_DEBUG=1\nEnvironment=OLLAMA_ORIGINS=x\n")
+    first, second = unit.settings
+    first.write_text('# OLLAMA_NO_CLOUD=0\nOLLAMA_HOST=127.0.0.1:11434\nOLLAMA_KEEP_ALIVE="7m"\nTHEIRS=1\n')
+    second.write_text("OLLAMA_HOST='0.0.0.0'\n")
+    asked = spec(unit, OLLAMA_KEEP_ALIVE="30m", OLLAMA_DEBUG="0", OLLAMA_NO_CLOUD="1")
+    said = ollama_adopt.adopt(asked, silent)["data"]["said"]
+    assert unit.started == {**asked["environment"], "THEIRS": "1", "OLLAMA_ORIGINS": "x"}
+    assert said == [
+        f"OLLAMA_HOST of {second} does not count while the box stands",
+        f"OLLAMA_KEEP_ALIVE of {first} does not count while the box stands",
+        f"OLLAMA_DEBUG of {later} does not count while the box stands",
+    ]
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {}
+    ollama_adopt.give_back(asked, silent)
+    assert unit.started["OLLAMA_HOST"] == "0.0.0.0"
 
 
 def test_a_later_file_of_the_owner_wins_and_stays(unit: Systemctl) -> None:
     unit.folder.mkdir()
-    theirs = unit.folder / "zz.conf"
-    theirs.write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
-    said = ollama_adopt.adopt(spec(unit), silent)["data"]["said"]
-    assert said == [f"{theirs} sorts later and wins: OLLAMA_HOST"]
-    assert ollama_adopt.adopted(spec(unit), silent)["data"]["overruled"] == {"OLLAMA_HOST": str(theirs)}
+    theirs = unit.folder / "mine.env"
+    theirs.write_text("OLLAMA_HOST=0.0.0.0\nOLLAMA_DEBUG=0\n")
+    (unit.folder / "zz.conf").write_text(f"[Service]\nEnvironmentFile={theirs}\n")
+    asked = spec(unit, OLLAMA_DEBUG="0")
+    said = ollama_adopt.adopt(asked, silent)["data"]["said"]
+    assert said == [f"{theirs} is read after ours and wins: OLLAMA_HOST"]
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {"OLLAMA_HOST": str(theirs)}
     (unit.folder / "new.conf").write_text("[Service]\n")  # and one that came meanwhile
     ollama_adopt.give_back(spec(unit), silent)
-    assert sorted(path.name for path in unit.folder.iterdir()) == ["new.conf", "zz.conf"]
+    assert unit.left() == ["mine.env", "new.conf", "ollama.service.d", "zz.conf"]
 
 
-def test_a_settings_file_of_the_owner_wins_over_every_drop_in_and_it_is_said(unit: Systemctl) -> None:
+def test_a_later_drop_in_by_which_our_file_is_not_read_is_named(unit: Systemctl) -> None:
     unit.folder.mkdir()
-    (unit.folder / "override.conf").write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n")
-    first, later = unit.settings
-    first.write_text('# OLLAMA_DEBUG=1\nOLLAMA_HOST=0.0.0.0\nOLLAMA_KEEP_ALIVE="7m"\nTHEIRS=1\n')
-    later.write_text("OLLAMA_HOST='127.0.0.1:11434'\n")
-    asked = spec(unit, OLLAMA_KEEP_ALIVE="30m", OLLAMA_DEBUG="0")
-    said = ollama_adopt.adopt(asked, silent)["data"]["said"]
-    assert said == [f"{first} is read after every drop-in and wins: OLLAMA_KEEP_ALIVE"]
-    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {"OLLAMA_KEEP_ALIVE": str(first)}
+    earlier, theirs = unit.folder / "earlier.conf", unit.folder / "zz.conf"
+    earlier.write_text("[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\nEnvironmentFile=\n")
+    asked = spec(unit, OLLAMA_NO_CLOUD="1")
+    ollama_adopt.adopt(asked, silent)
+    assert ollama_adopt.adopted(asked, silent)["data"]["overruled"] == {}, "one before ours"
+    theirs.write_text("[Service]\nEnvironmentFile =\nEnvironmentFile=\n")
+    found = ollama_adopt.adopted(asked, silent)["data"]["overruled"]
+    assert found == {"OLLAMA_HOST": str(earlier), "OLLAMA_NO_CLOUD": str(theirs)}
 
 
-def edit(unit: Systemctl, tmp_path: Path) -> dict[str, Any]:
-    """It was adopted, and its owner changed our drop-in since. What the step is told."""
+def edit(unit: Systemctl, tmp_path: Path, path: Path, line: str) -> dict[str, Any]:
+    """It was adopted, and its owner changed a file of ours since. What the step is told."""
     asked = {**spec(unit), "written": str(tmp_path / "files.sha256")}
     ollama_adopt.adopt(asked, silent)
     assert not ollama_adopt.adopted(asked, silent)["data"]["edited"]
-    with (unit.folder / "ownstack.conf").open("a") as out:
-        out.write("Environment=OLLAMA_DEBUG=1\n")
+    with path.open("a") as out:
+        out.write(f"{line}\n")
     return asked
 
 
-def test_our_drop_in_that_its_owner_edited_is_kept(unit: Systemctl, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dropin", "line"),
+    [(True, "Environment=OLLAMA_DEBUG=1"), (False, "OLLAMA_DEBUG=1")],
+)
+def test_our_drop_in_that_its_owner_edited_is_kept(dropin: bool, line: str, unit: Systemctl, tmp_path: Path) -> None:
+    path = unit.folder / "ownstack.conf" if dropin else unit.told
+    new, old = Path(f"{path}.ownstack-new"), Path(f"{path}.ownstack-old")
     unit.folder.mkdir()
     (unit.folder / "override.conf").write_text("[Service]\n")
     os.utime(unit.folder, (1, 1))
     before = footprint(unit.folder)
-    asked = edit(unit, tmp_path)
-    theirs = (unit.folder / "ownstack.conf").read_text()
+    asked = edit(unit, tmp_path, path, line)
+    theirs = path.read_text()
     later = {**spec(unit, OLLAMA_CONTEXT_LENGTH="4096"), "written": asked["written"]}
+    planned = later["content"] if dropin else later["variables"]["content"]
     assert ollama_adopt.adopt(later, silent)["changed"]
-    assert (unit.folder / "ownstack.conf").read_text() == theirs
-    assert "4096" in (unit.folder / "ownstack.conf.ownstack-new").read_text()
-    assert ollama_adopt.adopted(later, silent)["data"]["edited"]
+    assert path.read_text() == theirs
+    assert unit.started["OLLAMA_DEBUG"] == "1"
+    assert new.read_text() == planned
+    assert ollama_adopt.adopted(later, silent)["data"]["edited"] == [str(path)]
     assert not ollama_adopt.adopt(later, silent)["changed"]
-    files.give_up({"record": later["written"], "paths": [later["path"]]}, silent)  # `up --overwrite`
+    files.give_up({"record": later["written"], "paths": [str(path)]}, silent)  # `up --overwrite`
     assert ollama_adopt.adopt(later, silent)["changed"]
-    assert "4096" in (unit.folder / "ownstack.conf").read_text()
-    assert (unit.folder / "ownstack.conf.ownstack-old").read_text() == theirs
+    assert path.read_text() == planned
+    assert old.read_text() == theirs
+    assert unit.started == later["environment"]
     ollama_adopt.give_back(later, silent)
     assert footprint(unit.folder) == before, "given back byte for byte"
-    (unit.folder / "ownstack.conf").write_text("of a box that adopts it later")
+    assert unit.left() == ["files.sha256", "ollama.service.d", "override.conf"]
+    path.write_text("of a box that adopts it later")
     assert files.edited(later["written"]) == []
 
 
 def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit: Systemctl, tmp_path: Path) -> None:
-    asked = edit(unit, tmp_path)
+    asked = edit(unit, tmp_path, unit.folder / "ownstack.conf", "Environment=OLLAMA_DEBUG=1")
     theirs = (unit.folder / "ownstack.conf").read_text()
     unit.fails = True
     with pytest.raises(StepError) as caught:
@@ -317,10 +438,10 @@ def test_an_edited_drop_in_with_which_it_does_not_come_up_stays_its_owners(unit:
 @pytest.mark.parametrize(
     ("found", "status"),
     [
-        ({"same": True, "active": True, "edited": False, "overruled": {}}, "ok"),
-        ({"same": False, "active": True, "edited": True, "overruled": {}}, "amber"),
-        ({"same": False, "active": True, "edited": False, "overruled": {}}, "failed"),
-        ({"same": False, "active": False, "edited": True, "overruled": {}}, "failed"),
+        ({"same": True, "active": True, "edited": [], "overruled": {}}, "ok"),
+        ({"same": False, "active": True, "edited": ["/x/adopted.env"], "overruled": {}}, "amber"),
+        ({"same": False, "active": True, "edited": [], "overruled": {}}, "failed"),
+        ({"same": False, "active": False, "edited": ["/x/adopted.env"], "overruled": {}}, "failed"),
     ],
 )
 def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None:
@@ -328,26 +449,89 @@ def test_what_is_said_of_the_drop_in(found: dict[str, Any], status: str) -> None
     context: Any = types.SimpleNamespace(plan=made, step=lambda name, **asked: {"dropins": [], **found})
     assert adopt.in_force(context).status == status
     assert made.adopted is not None
-    assert made.adopted.dropin in [file.path for file in written_files(made)], "its difference is shown"
+    assert {made.adopted.dropin, made.adopted.variables} <= {file.path for file in written_files(made)}, "differences"
+
+
+@pytest.mark.parametrize(
+    ("address", "status"), [("127.0.0.1", "ok"), ("0.0.0.0", "failed"), ("::", "failed"), ("", "failed")]
+)  # fmt: skip
+def test_where_the_adopted_engine_listens_is_looked_at(address: str, status: str) -> None:
+    """A wrapper of its owner's may set what no file says."""
+    made = plan()
+    (check,) = [check for check in adopt.checks(made) if check.id == "models-loopback"]
+    held = [{"address": "0.0.0.0", "port": 22}, *([{"address": address, "port": 11434}] if address else [])]
+    context: Any = types.SimpleNamespace(plan=made, step=lambda name: {"listening": held})
+    assert check.run(context).status == status
 
 
 @pytest.mark.parametrize(("manager", "option"), [("systemd", "-u"), ("systemd-user", "--user-unit")])
-def test_one_that_does_not_come_up_is_put_back(manager: str, option: str, unit: Systemctl, tmp_path: Path) -> None:
+def test_one_that_does_not_come_up_is_put_back(manager: str, option: str, unit: Systemctl) -> None:
     unit.fails = True
     with pytest.raises(StepError) as caught:
         ollama_adopt.adopt({**spec(unit), "manager": manager}, silent)
     assert caught.value.code == "adopt-failed"
     assert f"`journalctl {option} ollama.service`" in caught.value.hint
-    assert list(tmp_path.iterdir()) == []
+    assert unit.left() == []
 
 
-def test_a_file_of_our_name_that_is_not_ours_is_not_touched(unit: Systemctl) -> None:
+@pytest.mark.parametrize("dropin", [True, False])
+def test_a_file_of_our_name_that_is_not_ours_is_not_touched(dropin: bool, unit: Systemctl) -> None:
     unit.folder.mkdir()
-    (unit.folder / "ownstack.conf").write_text("another box's")
+    path = unit.folder / "ownstack.conf" if dropin else unit.told
+    path.write_text("another box's")
     with pytest.raises(StepError) as caught:
         ollama_adopt.adopt(spec(unit), silent)
     assert caught.value.code == "adopt-taken"
-    assert (unit.folder / "ownstack.conf").read_text() == "another box's"
+    assert path.read_text() == "another box's"
+
+
+def test_cut_off_at_any_file_the_unit_still_starts(unit: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut between two files: a drop-in that names a file which is not there would keep it from starting."""
+    real: dict[str, Any] = {"put": files.put, "unlink": os.unlink}
+    left = 0
+
+    def cut(*words: Any, name: str, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return real[name](*words, **more)
+
+    for place, name, step in ((files, "put", ollama_adopt.adopt), (os, "unlink", ollama_adopt.give_back)):
+        monkeypatch.setattr(place, name, functools.partial(cut, name=name))
+        for calls in range(20):
+            left = calls
+            with contextlib.suppress(KeyboardInterrupt):
+                step(spec(unit), silent)
+                break
+            unit(spec(unit), "restart")
+        else:
+            pytest.fail("it never came through")
+        monkeypatch.setattr(place, name, real[name])
+        assert calls > 1
+    assert unit.left() == []
+
+
+def test_a_file_of_variables_that_was_lost_comes_again(unit: Systemctl) -> None:
+    ollama_adopt.adopt(spec(unit), silent)
+    unit.told.unlink()
+    assert not ollama_adopt.adopted(spec(unit), silent)["data"]["same"]
+    assert ollama_adopt.adopt(spec(unit), silent)["changed"]
+    assert unit.started == spec(unit)["environment"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_one_that_was_adopted_with_variables_in_the_drop_in_itself(again: bool, unit: Systemctl) -> None:
+    asked = spec(unit)
+    unit.folder.mkdir()
+    Path(asked["path"]).write_text("[Service]\nEnvironment=OLLAMA_HOST=127.0.0.1:11434\n")
+    held = {"unit": asked["unit"], "path": asked["path"], "active": True, "folder": None, "applied": "earlier"}
+    Path(asked["record"]).write_text(json.dumps(held))
+    if again:
+        assert ollama_adopt.adopt(asked, silent)["changed"]
+        assert unit.told.exists()
+    assert ollama_adopt.give_back(asked, silent)["changed"]
+    assert unit.left() == []
 
 
 def test_one_that_was_stopped_is_stopped_again(unit: Systemctl) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
 from ..hardware.report import HardwareReport
-from ..plan import Adopted, ModelChoice, ProcessManager
+from ..plan import Adopted, Layout, ModelChoice, ProcessManager
 from ..settings import Settings
 from ..state import BoxState
 from .existing import LOOPBACK
@@ -29,9 +29,10 @@ def adopted(
     settings: Settings,
     state: BoxState,
     manager: ProcessManager,
+    layout: Layout,
     models: tuple[ModelChoice, ...],
 ) -> Adopted | None:
-    """The unit that is adopted and what its drop-in says; None where the settings want none.
+    """The unit that is adopted and what it is told; None where the settings want none.
 
     Raises UnsupportedError or ConfigError where it cannot be adopted, with what to do instead.
     """
@@ -59,6 +60,7 @@ def adopted(
         unit=unit,
         path=path,
         dropin=f"{folder}/{unit}.d/{DROPIN}",
+        variables=layout.adopted,
         version=state.existing_ollama,
         environment=tuple(environment(ollama, parts.port or 11434, models).items()),
     )
@@ -76,7 +78,7 @@ def _unit(report: HardwareReport, state: BoxState, manager: ProcessManager) -> s
 
 
 def environment(ollama: Any, port: int, models: tuple[ModelChoice, ...]) -> dict[str, str]:
-    """What the drop-in sets. Where its models lie, and all else of it, stays as its owner has it."""
+    """What the box sets. Where its models lie, and all else of it, stays as its owner has it."""
     lead = next((m for m in models if m.use == "chat"), None)
     kv_type = lead.kv_type if lead else "f16"
     found = {
@@ -103,11 +105,12 @@ def words(now: Adopted | None, before: Adopted | None) -> tuple[list[str], list[
             return [], []
         return [], [f"{before.unit} is given back: {before.dropin} goes and it is restarted as it was"]
     reasons = [f"adopted: {now.unit}, Ollama {now.version}; its models and its own settings stay where they are"]
-    if before is not None and (before.dropin, before.environment) == (now.dropin, now.environment):
+    told = {"dropin", "variables", "environment"}
+    if before is not None and before.model_dump(include=told) == now.model_dump(include=told):
         return reasons, []
     names = ", ".join(name for name, _ in now.environment)
     return reasons, [
-        f"{now.unit} gets one file, {now.dropin} ({names}), and is restarted once",
+        f"{now.unit} gets a drop-in, {now.dropin}, that names {now.variables} ({names}), and is restarted once",
         f"{now.unit} then listens on this machine only",
-        f"drop-ins of your own stay; of two that set the same variable the one whose name sorts after {DROPIN} wins",
+        "files of your own stay, and other variables in them count; what they say of these counts again after `down`",
     ]

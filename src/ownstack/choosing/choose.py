@@ -45,7 +45,9 @@ def choose(report: HardwareReport, settings: Settings, data: Data, sources: Sour
     parts = _base_settings(parts, report, layout)
     memory, disk = host.role_needs(roles)
     warnings += _another_ollama(report, roles, state)
-    adopted = adopting.adopted(report, settings, state, manager, picked.models) if "models" in roles else None
+    adopted = None
+    if "models" in roles:
+        adopted = adopting.adopted(report, settings, state, manager, layout, picked.models)
     before = adopting.recorded(state)
     told = adopting.words(adopted, None if state.gone else before)  # a `down` has given it back
     reasons += told[0]

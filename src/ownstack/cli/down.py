@@ -36,7 +36,8 @@ def what_goes(
     if plan.system:
         kept.append(f"the accounts {layout.prefix}-* that own them")
     if plan.adopted is not None:
-        goes.append(f"{plan.adopted.dropin}: {plan.adopted.unit} runs again as it did before")
+        ours = " and ".join(filter(None, [plan.adopted.variables, plan.adopted.dropin]))
+        goes.append(f"{ours}: {plan.adopted.unit} runs again as it did before")
         if pulled:
             kept.append(f"models that this box pulled into {plan.adopted.unit}: {', '.join(pulled)}")
     if packages:

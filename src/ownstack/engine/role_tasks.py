@@ -100,12 +100,19 @@ def remove(plan: Plan, role: Role, purge: bool) -> None:
 
 
 def retire(plan: Plan) -> None:
-    """Take services and programs of roles away that were part of the box and are no longer."""
+    """Take services and programs of roles away that were part of the box and are no longer.
+
+    An engine that was adopted, and is no longer, is given back.
+    """
+    from roles.ollama import adopt
+
     whole = plan.model_copy(update={"roles": (*plan.roles, *plan.retired)})
     gone = {part.name for part in plan.retired}
     for role in reversed(roles_of(whole)):
         if role.name in gone:
             role.tasks.remove(whole, False)
+    if "models" not in gone:  # that role gives it back when it goes
+        adopt.retire(plan)
 
 
 def downloads(plan: Plan) -> dict[str, Any]:

@@ -38,17 +38,19 @@ def _runs(service: Service) -> Callable[[Context], Outcome]:
     return run
 
 
-def _listens(service: Service) -> Callable[[Context], Outcome]:
+def listens(ports: tuple[int, ...]) -> Callable[[Context], Outcome]:
+    """What holds these ports can be reached from this machine only."""
+
     def run(context: Context) -> Outcome:
         found = context.step("box.ports")["listening"]
-        mine = [item for item in found if item["port"] in service.ports]
-        missing = [port for port in service.ports if port not in {item["port"] for item in mine}]
+        mine = [item for item in found if item["port"] in ports]
+        missing = [port for port in ports if port not in {item["port"] for item in mine}]
         open_to = sorted({item["address"] for item in mine if item["address"] not in ("127.0.0.1", "::1")})
         if open_to:
             return Outcome.failed(f"listens on {', '.join(open_to)}: others on the network can reach it")
         if missing:
             return Outcome.failed(f"nothing listens on {', '.join(map(str, missing))}")
-        return Outcome.ok(f"listens on 127.0.0.1 only: {', '.join(map(str, service.ports))}", ports=list(service.ports))
+        return Outcome.ok(f"listens on 127.0.0.1 only: {', '.join(map(str, ports))}", ports=list(ports))
 
     return run
 
@@ -172,7 +174,7 @@ def checks(plan: Plan) -> list[Check]:
             )
         )
         found.append(
-            Check(f"{slug}-loopback", f"{service.name} listens on loopback only", _listens(service), again, role)
+            Check(f"{slug}-loopback", f"{service.name} listens on loopback only", listens(service.ports), again, role)
         )
     found.append(Check("no-open-ports", "no other port is open to the network", nothing_else, again, "base"))
     found.append(Check("secret-modes", "secrets can be read by root only", secret_modes, again, "base"))
