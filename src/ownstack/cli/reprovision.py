@@ -192,7 +192,9 @@ class Transaction:
         self._wait(self.old)
         self._note({"previous_plan": None, "old_vectors": self._unused(self.old)})
         still = wrong(verify(self.old, self.site.session, lambda result: None, CONCERNED))
-        runs = f"its plan is that of before, and these checks fail with it too: {still}" if still else "it runs as before"
+        runs = (
+            f"its plan is that of before, and these checks fail with it too: {still}" if still else "it runs as before"
+        )
         return RunError(
             f"the change was taken back: {why}",
             hint=f"{runs}; nothing was deleted; `ownstack up --keep-models` stays with the models of before",
