@@ -56,7 +56,7 @@ class Data:
 
 
 def rows(artifact: dict[str, Any]) -> list[dict[str, Any]]:
-    """All that an artefact may be: its variants, and the versions that data has to be opened with on the way to them."""
+    """All that an artefact may be: its variants, and versions that data is opened with on the way to them."""
     return [*artifact["variant"], *artifact.get("step", ())]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ownstack.data import version_key
-from ownstack.upgrading import path
+from ownstack.upgrading import path as way
 from tests.hosts.serve import FileServer, folder
 from tools import vendors
 
@@ -153,7 +153,7 @@ def test_what_qdrant_was_stays_in_the_table_for_data_that_has_to_go_by_way_of_it
         ("vendor-musl-1.20.1", "1.20.1", digest("1.20.1")), ("vendor-musl-1.19.7", "1.19.7", digest("1.19.7")),
     ]  # fmt: skip
     assert [row["unpack"] for row in table["step"]] == [first["unpack"]] * 2
-    assert path("qdrant", "1.19.2", "1.21.0", [row["version"] for row in table["step"]]) == ("1.20.1",)
+    assert way("qdrant", "1.19.2", "1.21.0", [row["version"] for row in table["step"]]) == ("1.20.1",)
 
 
 def test_a_minor_version_of_qdrant_that_was_left_out_is_told_and_nothing_is_written(lab: Lab) -> None:

@@ -24,8 +24,8 @@ activate()
 
 State = dict[str, Any]
 ACCOUNTS = ("open_webui/webui.db", "n8n/.n8n/database.sqlite")
-# every table of both databases with its number of rows and their hash, the schema as a table of its own, and of accounts,
-# which services write to at each sign-in, what is their people's
+# every table of both databases with its number of rows and their hash, the schema as a table of its own, and what is
+# people's of the accounts, whose table services write to at each sign-in
 ALL = """
 import hashlib, json, sqlite3, sys
 ACCOUNTS = {"webui.db": "id, name, email, role", "database.sqlite": "id, email, password"}
