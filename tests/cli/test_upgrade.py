@@ -127,6 +127,22 @@ def test_check_says_how_old_everything_is_and_changes_nothing(box: Box, capsys: 
     assert steps(box) == []
 
 
+def test_files_that_were_edited_are_shown_before_anybody_agrees(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new version's own lies beside then, and it may be what that version needs."""
+    unit = "/etc/systemd/system/ownstack-n8n.service"
+    box.state = box.state.model_copy(update={"edited": (unit,)})
+    monkeypatch.setitem(standing.ANSWERS, "files.differences", {"files": [{"path": unit, "diff": "-a\n+b\n-Nice=5"}]})
+    assert run(["upgrade", "n8n"]) == 2, "nobody said yes"
+    said = capsys.readouterr().err
+    assert "Edited by hand: each is kept, the planned version lies beside it as FILE.ownstack-new" in said
+    assert f"  {unit}\n    -Nice=5\n" in said
+    assert steps(box) == ["files.differences"]
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 0
+    assert [row["path"] for row in told(capsys)["data"]["edited"]] == [unit]
+
+
 def test_one_service_in_its_order(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["upgrade", "n8n", "--yes", "--json"]) == 0
     (row,) = told(capsys)["data"]["done"]
