@@ -227,6 +227,32 @@ def test_what_fails_puts_program_and_data_back(
     assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("role", ["open_webui", "ollama", "n8n"])
+def test_a_document_of_before_has_to_be_found_again(
+    role: str, before: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the checks find they have uploaded themselves. One that was not found before says nothing."""
+    real, asked = Session.step, list[dict[str, Any]]()
+
+    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name != "open_webui.again":
+            return real(self, name, spec, timeout)
+        asked.append(spec)
+        return {"point": {"kind": "knowledge", "id": 7}, "found": before and "point" not in spec}
+
+    monkeypatch.setattr(Session, "step", step)
+    lost = before and role != "n8n"
+    assert run(["upgrade", role, "--yes", "--json", "--no-rehearse"]) == int(lost)
+    error = told(capsys)["error"]
+    assert ("snapshots.revert" in steps(box)) == lost
+    if lost:
+        assert error["code"] == "upgrade-reverted"
+        assert "a document that was there before is not found any more" in error["message"]
+        assert asked[1]["point"] == {"kind": "knowledge", "id": 7}
+    assert len(asked) == (0 if role == "n8n" else 2 if before else 1)
+
+
 def test_a_way_back_that_fails_too_says_both_reasons(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
