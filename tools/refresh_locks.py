@@ -27,6 +27,9 @@ import click
 
 from ownstack.data import version_key
 from ownstack.engine.locks import compile_python
+from ownstack.errors import RunError
+from ownstack.upgrading import MINOR_BY_MINOR, minor_of
+from ownstack.upgrading import path as upgrade_path
 from tools import vendors
 
 ROOT = Path(__file__).parents[1]
@@ -156,15 +159,31 @@ def vendor_files(refresh: Refresh) -> None:
         for _, together in itertools.groupby(pins(refresh.text(path)), key=lambda pin: pin.group):
             old = list(together)
             agree = [_as_published(refresh, path, pin) for pin in old]
-            if not all(agree) or not refresh.upgrade:
+            if not all(agree) or not refresh.upgrade or old[0].step:
                 continue
             new = [_newest(refresh, path, pin) for pin in old]
             if len({pin.version for pin in new}) > 1:
                 refresh.left.append(f"{_where(refresh, path, old[0])}: its files are not all in the newest release")
                 continue
             for before, after in zip(old, new, strict=True):
-                if before != after:
-                    refresh.set(path, moved(refresh.text(path), before, after))
+                if before == after:
+                    continue
+                write = moved
+                if before.component in MINOR_BY_MINOR and minor_of(before.version) != minor_of(after.version):
+                    write = vendors.table_with_step
+                    _left_out(refresh, path, before, after)
+                refresh.set(path, write(refresh.text(path), before, after))
+
+
+def _left_out(refresh: Refresh, path: Path, old: vendors.Pin, new: vendors.Pin) -> None:
+    """A minor version between two releases that was never pinned: data cannot go by."""
+    steps = [pin.version for pin in vendors.table_pins(refresh.text(path)) if pin.step]
+    try:
+        upgrade_path(old.component, old.version, new.version, steps)
+    except RunError as error:
+        refresh.problems.append(
+            f"{_where(refresh, path, old)}: {error.message}: add its latest patch as an [[artifact.step]] first"
+        )
 
 
 def _as_published(refresh: Refresh, path: Path, pin: vendors.Pin) -> bool:

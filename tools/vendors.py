@@ -21,6 +21,7 @@ from ownstack.runner.fetch import mirrored
 
 Read = Callable[[str], bytes]
 GITHUB = re.compile(r"https://github\.com/([^/]+/[^/]+)/releases/download/([^/]+)/(.+)")
+STEP = "[[artifact.step]]"
 NODE = re.compile(r"https://nodejs\.org/dist/v([^/]+)/(.+)")
 
 
@@ -32,7 +33,8 @@ class UnknownError(Exception):
 class Pin:
     """One address with its hash. `size` in bytes, 0 where the pin has none.
 
-    Pins with the same `group` in a file belong together (an archive and its overlay) and move together.
+    Pins with the same `group` in a file belong together (an archive and its overlay) and move together. A `step` is a
+    version on the way to the others, and stays.
     """
 
     component: str
@@ -41,6 +43,7 @@ class Pin:
     sha256: str
     size: int = 0
     group: int = 0
+    step: bool = False
 
 
 def reader(mirror: str) -> Read:
@@ -148,14 +151,15 @@ def floor(repository: str, read: Read) -> tuple[str, str]:
 
 def table_pins(text: str) -> list[Pin]:
     """The pins of an artifacts.toml, in order. A table without a version has the one before it."""
-    found, component, version, group = [], "", "", 0
+    found, component, version, group, step = [], "", "", 0, False
     for block in _blocks(text):
         group += block.startswith("[[")
+        step = block.startswith(STEP) if block.startswith("[[") else step
         component = _value(block, "name") if block.startswith("[[artifact]]") else component
         version = _value(block, "version") or version
         if _value(block, "url") and _value(block, "sha256"):
             size = int(_value(block, "size") or 0)
-            found.append(Pin(component, version, _value(block, "url"), _value(block, "sha256"), size, group))
+            found.append(Pin(component, version, _value(block, "url"), _value(block, "sha256"), size, group, step))
     return found
 
 
@@ -163,7 +167,7 @@ def table_with(text: str, old: Pin, new: Pin) -> str:
     """The text of an artifacts.toml with one pin moved."""
     blocks = _blocks(text)
     for number, block in enumerate(blocks):
-        if _value(block, "url") != old.url or _value(block, "sha256") != old.sha256:
+        if not _is(block, old):
             continue
         for key in ("version", "url", "sha256"):
             block = re.sub(rf'(?m)^{key} = ".*"$', f'{key} = "{getattr(new, key)}"', block)
@@ -174,6 +178,21 @@ def table_with(text: str, old: Pin, new: Pin) -> str:
             block = re.sub(r'(?m)^(sha256 = ".*"\n)', rf"\g<1>size = {new.size}\n", block)
         blocks[number] = block
     return "".join(blocks)
+
+
+def table_with_step(text: str, old: Pin, new: Pin) -> str:
+    """`table_with`, and behind the pin what it was: data of that version goes on by way of it."""
+    (was,) = [block for block in _blocks(text) if _is(block, old)]
+    step = re.sub(r'(?m)^id = "(.*)"$', rf'id = "\g<1>-{old.version}"', was.replace("[[artifact.variant]]", STEP))
+    found = []
+    for block in _blocks(table_with(text, old, new)):
+        end = "\n\n" if _is(block, new) else ""
+        found.append(block.rstrip("\n") + end + step if end else block)
+    return "".join(found)
+
+
+def _is(block: str, pin: Pin) -> bool:
+    return (_value(block, "url"), _value(block, "sha256")) == (pin.url, pin.sha256)
 
 
 def _blocks(text: str) -> list[str]:

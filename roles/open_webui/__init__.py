@@ -134,6 +134,12 @@ def identity(plan: Plan) -> dict[str, Any]:
     return {"url": url(plan), "secrets_dir": plan.layout.secrets}
 
 
+def again_spec(plan: Plan, point: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The specification of `open_webui.again`. `point`: what an earlier look has chosen."""
+    store = {"url": qdrant_url(plan), "secret": "qdrant_api_key", "prefix": plan.vectors}
+    return {**identity(plan), "qdrant": store, **({"point": point} if point else {})}
+
+
 def setup_spec(plan: Plan) -> dict[str, Any]:
     email = plan.role(NAME).settings["admin_email"]
     return {**identity(plan), "admin_email": email, "inside": inside(plan), "timeout": 240}

@@ -49,10 +49,15 @@ class Data:
             urllib.parse.urlsplit(variant["url"]).netloc
             for artifacts in self.artifacts.values()
             for artifact in artifacts
-            for variant in artifact["variant"]
+            for variant in rows(artifact)
             if variant.get("url")
         }
         return sorted(found)
+
+
+def rows(artifact: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that an artefact may be: its variants, and versions that data is opened with on the way to them."""
+    return [*artifact["variant"], *artifact.get("step", ())]
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -84,7 +89,7 @@ def load_artifacts(role: str) -> list[dict[str, Any]]:
         return []
     artifacts: list[dict[str, Any]] = load_toml(path).get("artifact", [])
     for artifact in artifacts:
-        for variant in artifact["variant"]:
+        for variant in rows(artifact):
             where = f"{path}: {artifact['name']}/{variant.get('id', '?')}"
             missing = REQUIRED - set(variant)
             if missing:

@@ -166,7 +166,7 @@ def _one(artifact: dict[str, Any], now: ChosenArtifact, want: Wanted, role: str)
         return Move(role, now, new)
     try:
         return Move(role, now, new, _between(artifact, now, new, want))
-    except RunError as error:
+    except (RunError, UnsupportedError) as error:
         return stays(error.message, refused=True)
 
 
@@ -199,8 +199,8 @@ def path(component: str, old: str, new: str, listed: Iterable[str]) -> tuple[str
     """
     latest: dict[tuple[int, int], str] = {}
     for version in sorted(listed, key=version_key):
-        latest[_minor(version)] = version
-    at, end = _minor(old), _minor(new)
+        latest[minor_of(version)] = version
+    at, end = minor_of(old), minor_of(new)
     found = []
     while at != end:
         minor, major = (at[0], at[1] + 1), (at[0] + 1, 0)
@@ -224,7 +224,7 @@ def _no_way(component: str, old: str, new: str, missing: str) -> RunError:
     )
 
 
-def _minor(version: str) -> tuple[int, int]:
+def minor_of(version: str) -> tuple[int, int]:
     key = (*version_key(version), 0, 0)
     return key[0], key[1]
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ownstack.data import version_key
+from ownstack.upgrading import path as way
 from tests.hosts.serve import FileServer, folder
 from tools import vendors
 
@@ -118,14 +119,50 @@ def test_new_releases_move_pins_with_their_hashes_and_sizes(lab: Lab) -> None:
     lab.publish(vendors.Pin("qdrant", "1.20.0", url, digest("new"), 4242))
     run = lab.run("--only", "vendors")
     assert run.returncode == 0, run.stderr
-    assert '-version = "1.19.2"' in run.stdout
+    assert '+version = "1.20.0"' in run.stdout
     new = lab.pin("qdrant", "x86_64")
     assert (new.version, new.url, new.sha256, new.size) == ("1.20.0", url, digest("new"), 4242)
     # the release has no file for the other machine: its pin stays as it is
     assert lab.pin("qdrant", "aarch64").version == "1.19.2"
-    variants = tomllib.loads((lab.root / "roles/qdrant/artifacts.toml").read_text())["artifact"][0]["variant"]
+    variants = qdrant(lab)["variant"]
     assert (variants[0]["version"], variants[0]["witnesses"]) == ("1.20.0", 1)
     assert variants[0]["licence"] == "Apache-2.0"
+
+
+def qdrant(lab: Lab) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((lab.root / "roles/qdrant/artifacts.toml").read_text())["artifact"][0]
+    return found
+
+
+def release(lab: Lab, version: str) -> None:
+    pin = lab.pin("qdrant", "x86_64")
+    url = pin.url.replace(pin.version, version)
+    lab.publish(vendors.Pin("qdrant", version, url, digest(version), 7))
+
+
+def test_what_qdrant_was_stays_in_the_table_for_data_that_has_to_go_by_way_of_it(lab: Lab) -> None:
+    """The latest patch of each minor version that was ever pinned; and no later run moves it."""
+    first = qdrant(lab)["variant"][0]
+    for version in ("1.19.7", "1.20.0", "1.20.1", "1.21.0"):
+        release(lab, version)
+        run = lab.run("--only", "vendors")
+        assert run.returncode == 0, run.stderr
+    table = qdrant(lab)
+    assert [row["version"] for row in table["variant"]] == ["1.21.0", "1.19.2", "1.16.3"]
+    assert [(row["id"], row["version"], row["sha256"]) for row in table["step"]] == [
+        ("vendor-musl-1.20.1", "1.20.1", digest("1.20.1")), ("vendor-musl-1.19.7", "1.19.7", digest("1.19.7")),
+    ]  # fmt: skip
+    assert [row["unpack"] for row in table["step"]] == [first["unpack"]] * 2
+    assert way("qdrant", "1.19.2", "1.21.0", [row["version"] for row in table["step"]]) == ("1.20.1",)
+
+
+def test_a_minor_version_of_qdrant_that_was_left_out_is_told_and_nothing_is_written(lab: Lab) -> None:
+    before = _texts(lab.root)
+    release(lab, "1.21.0")
+    run = lab.run("--only", "vendors")
+    assert run.returncode == 1
+    assert "the lock has no 1.20: add its latest patch as an [[artifact.step]] first" in run.stderr
+    assert _texts(lab.root) == before
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def steps(box: Box) -> list[str]:
     return found
 
 
+def noted(box: Box) -> list[str]:
+    """What of it the manifest was told."""
+    return [name for name in steps(box) if name.startswith("box.write_manifest")]
+
+
 def test_models_come_before_anything_is_switched(
     box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,8 +86,9 @@ def test_a_failed_check_puts_the_earlier_plan_back(
     assert error["code"] == "reprovision-reverted"
     assert "no answer came" in error["message"]
     assert "--keep-models" in error["hint"]
+    assert "fail with it too: models-chat: no answer came" in error["hint"], "it was looked at"
     done = steps(box)
-    assert done[-1] == "box.write_manifest forget"
+    assert noted(box)[-1] == "box.write_manifest forget"
     assert "ollama.prune" not in done
     written = [
         c for c in box.seen.commands if " box.write_manifest " in c and '"dry": true' not in c and "plan_digest" in c
@@ -98,6 +104,7 @@ def test_any_error_of_the_switch_puts_the_earlier_plan_back(
 ) -> None:
     import deploy
 
+    verdict(monkeypatch, Outcome.ok("fine"))
     real = apply.execute
     tried: list[Any] = []
 
@@ -112,7 +119,8 @@ def test_any_error_of_the_switch_puts_the_earlier_plan_back(
     error = told(capsys)["error"]
     assert error["code"] == "reprovision-reverted"
     assert "no source of ollama" in error["message"]
-    assert steps(box)[-1] == "box.write_manifest forget"
+    assert error["hint"].startswith("it runs as before")
+    assert noted(box)[-1] == "box.write_manifest forget"
 
 
 def test_a_way_back_that_fails_too_says_both_and_stays_unfinished(
@@ -213,7 +221,7 @@ def test_a_run_that_was_cut_off_goes_on_from_the_plan_it_came_from(
     box.state = machines.box(machines.plan("rtx-4090"), previous_plan=old)
     assert run(["up", "--yes", "--json"]) == 1
     assert told(capsys)["error"]["code"] == "reprovision-reverted"
-    assert steps(box)[-1] == "box.write_manifest forget"
+    assert noted(box)[-1] == "box.write_manifest forget"
 
 
 def test_back_at_the_plan_from_before_a_cut_nothing_is_left_unfinished(
@@ -297,6 +305,11 @@ def test_plan_shows_the_transaction_and_what_if_there_were_another_card(
     text = capsys.readouterr().out
     assert "hardware: RTX 4070 12 GB replaced by RTX 4090 24 GB" in text
     assert "fetched while the present models serve" in text
+    assert "The hardware has changed" in text
+    assert run(["plan", "--what-if", "RTX 5090"]) == 0
+    text = capsys.readouterr().out
+    assert "The hardware would have changed" in text
+    assert "The hardware has changed" not in text
     assert run(["plan", "--what-if", "RTX 5090", "--json"]) == 0
     data = told(capsys)["data"]
     assert "replaced by RTX 5090 32 GB" in data["change"]["hardware"][0]

@@ -127,6 +127,22 @@ def test_check_says_how_old_everything_is_and_changes_nothing(box: Box, capsys: 
     assert steps(box) == []
 
 
+def test_files_that_were_edited_are_shown_before_anybody_agrees(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new version's own lies beside then, and it may be what that version needs."""
+    unit = "/etc/systemd/system/ownstack-n8n.service"
+    box.state = box.state.model_copy(update={"edited": (unit,)})
+    monkeypatch.setitem(standing.ANSWERS, "files.differences", {"files": [{"path": unit, "diff": "-a\n+b\n-Nice=5"}]})
+    assert run(["upgrade", "n8n"]) == 2, "nobody said yes"
+    said = capsys.readouterr().err
+    assert "Edited by hand: each is kept, the planned version lies beside it as FILE.ownstack-new" in said
+    assert f"  {unit}\n    -Nice=5\n" in said
+    assert steps(box) == ["files.differences"]
+    assert run(["upgrade", "n8n", "--yes", "--json"]) == 0
+    assert [row["path"] for row in told(capsys)["data"]["edited"]] == [unit]
+
+
 def test_one_service_in_its_order(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["upgrade", "n8n", "--yes", "--json"]) == 0
     (row,) = told(capsys)["data"]["done"]
@@ -209,6 +225,32 @@ def test_what_fails_puts_program_and_data_back(
     assert specs(box, "snapshots.revert")[0]["id"] == specs(box, "snapshots.take")[0]["id"]
     recorded = [spec["values"]["versions"] for spec in specs(box, "box.write_manifest") if "versions" in spec["values"]]
     assert [versions["n8n"]["version"] for versions in recorded][-1] == "2.40.7"
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("role", ["open_webui", "ollama", "n8n"])
+def test_a_document_of_before_has_to_be_found_again(
+    role: str, before: bool, box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the checks find they have uploaded themselves. One that was not found before says nothing."""
+    real, asked = Session.step, list[dict[str, Any]]()
+
+    def step(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name != "open_webui.again":
+            return real(self, name, spec, timeout)
+        asked.append(spec)
+        return {"point": {"kind": "knowledge", "id": 7}, "found": before and "point" not in spec}
+
+    monkeypatch.setattr(Session, "step", step)
+    lost = before and role != "n8n"
+    assert run(["upgrade", role, "--yes", "--json", "--no-rehearse"]) == int(lost)
+    error = told(capsys)["error"]
+    assert ("snapshots.revert" in steps(box)) == lost
+    if lost:
+        assert error["code"] == "upgrade-reverted"
+        assert "a document that was there before is not found any more" in error["message"]
+        assert asked[1]["point"] == {"kind": "knowledge", "id": 7}
+    assert len(asked) == (0 if role == "n8n" else 2 if before else 1)
 
 
 def test_a_way_back_that_fails_too_says_both_reasons(

@@ -24,9 +24,11 @@ activate()
 
 State = dict[str, Any]
 ACCOUNTS = ("open_webui/webui.db", "n8n/.n8n/database.sqlite")
-# every table of both databases with its number of rows and their hash, and the schema as a table of its own
+# every table of both databases with its number of rows and their hash, the schema as a table of its own, and what is
+# people's of the accounts, whose table services write to at each sign-in
 ALL = """
 import hashlib, json, sqlite3, sys
+ACCOUNTS = {"webui.db": "id, name, email, role", "database.sqlite": "id, email, password"}
 found = {}
 def told(rows):
     rows = sorted(map(repr, rows))
@@ -36,6 +38,8 @@ for file in sys.argv[1:]:
     database.text_factory = bytes
     assert database.execute("PRAGMA integrity_check").fetchone() == (b"ok",)
     found[f"{file}:schema"] = told(database.execute("SELECT type, name, sql FROM sqlite_master"))
+    columns = ACCOUNTS[file.rpartition("/")[2]]
+    found[f"{file}:accounts"] = told(database.execute(f"SELECT {columns} FROM user"))
     for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         name = name.decode()
         found[f"{file}:{name}"] = told(database.execute(f'SELECT * FROM "{name}"'))

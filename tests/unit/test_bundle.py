@@ -132,6 +132,17 @@ def model(change: Callable[[dict[str, object]], object]) -> Files:
     return {**content, "fitting/catalogue.json": json.dumps(catalogue).encode()}
 
 
+def step(change: str, to: str) -> Files:
+    """A version of Qdrant on the way to another one."""
+    name = "roles/qdrant/artifacts.toml"
+    row = (
+        '[[artifact.step]]\nid = "step"\nkind = "file"\nversion = "1.18.4"\nplatform = "any"\nsource = "github.com"\n'
+        f'url = "https://github.com/q"\nsha256 = "{"a" * 64}"\nunpack = {{ to = "bin" }}\n'
+    )
+    assert change in row
+    return {**data(), name: data()[name] + b"\n" + row.replace(change, to).encode()}
+
+
 TOMORROW = int(f"{datetime.date.today() + datetime.timedelta(days=30):%Y%m%d}00")
 HOSTILE: dict[str, tuple[Callable[[], bytes | Files], str, str]] = {
     "nothing": (lambda: b"", "broken", "cannot be read"),
@@ -173,6 +184,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes | Files], str, str]] = {
     "a file without hash": (lambda: replaced(OLLAMA, "sha256 = ", "sha512 = "), "broken", "without sha256"),
     "a hash that is none": (lambda: replaced(OLLAMA, 'sha256 = "', 'sha256 = "x'), "broken", "no hash"),
     "plain HTTP": (lambda: replaced(OLLAMA, "https://", "http://"), "broken", "url 'http:"),
+    "a step over plain HTTP": (lambda: step("https:", "http:"), "broken", "url 'http:"),
+    "a step without hash": (lambda: step("sha256", "sha512"), "broken", "without sha256"),
+    "a step that is unpacked elsewhere": (lambda: step('"bin"', '"../../bin"'), "broken", "to '../../bin'"),
     "a local file": (lambda: replaced(OLLAMA, "https://github.com/", "file:///etc/"), "broken", "url 'file:"),
     "an address of this machine": (lambda: replaced(OLLAMA, "github.com/", "127.0.0.1/"), "broken", "url "),
     "an address with a user": (lambda: replaced(OLLAMA, "//github", "//x@github"), "broken", "url "),
@@ -239,6 +253,15 @@ def test_signatures_are_looked_at_before_the_content(publisher: Publisher, monke
 
 
 # -- what is taken ----------------------------------------------------------------------------------
+
+
+def test_a_step_is_taken_and_its_host_is_told(publisher: Publisher, tmp_path: Path) -> None:
+    content = step("https://github.com/", "https://steps.example.org/")
+    bundle = opened(publisher, content)
+    with store.laid_out(bundle) as folder:
+        found = changes.compare(folder, bundle.serial)
+    assert found["hosts"] == ["steps.example.org"]
+    assert {"name": "qdrant", "variant": "step", "old": "", "new": "1.18.4"} in found["versions"]
 
 
 def newer_ollama(serial: int = SERIAL) -> Files:

@@ -192,6 +192,20 @@ def test_qdrant_without_a_step_stays_and_says_why() -> None:
     assert "one minor version at a time" in held.why
 
 
+def test_a_step_that_cannot_be_had_here_keeps_no_other_service_from_moving() -> None:
+    plan = older(machines.plan(), qdrant="1.16.3", n8n="2.40.7")
+    away = machines.sources({"github.com": "timed out"})
+    data = with_steps("1.17.1", "1.18.4")
+    (row,) = data.artifacts["qdrant"]
+    near = [{**one, "url": "", "source": "npm", "package": {"name": "q"}} for one in row["variant"]]
+    found = find(
+        plan, wanted(plan, away, replace(data, artifacts={**data.artifacts, "qdrant": [{**row, "variant": near}]}))
+    )
+    (held,) = [one for one in found.held if one.component == "qdrant"]
+    assert (held.refused, "does not answer" in held.why) == (True, True)
+    assert "n8n" in versions(found)
+
+
 # -- words ---------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.errors import RunError
+from ownstack.errors import RunError, UnreachableError
 from ownstack.verify import runner
 from ownstack.verify.check import Check, Context, Outcome
 from tests.unit.engine_plans import plan
@@ -80,3 +80,14 @@ def test_a_question_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
     report = runner.verify(plan(engine="cpu"), box)  # type: ignore[arg-type]
     assert asked == ["qdrant.probe"]
     assert [(r.outcome.status, r.hint) for r in report.results] == [("failed", "restart it")] * 2
+
+
+def test_a_connection_that_breaks_is_no_red_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade would be put back for it, and a run that can connect again would say that services do not answer."""
+
+    def check(context: Context) -> Outcome:
+        raise UnreachableError("the connection to box broke")
+
+    monkeypatch.setattr(runner, "all_checks", lambda made: [Check("models-chat", "answers", check)])
+    with pytest.raises(UnreachableError):
+        runner.verify(plan(), Box())  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data import Data, load_data, version_key
+from ..data import Data, load_data, rows, version_key
 from ..kit import data_from, data_in_use
 from ..settings import ROLE_NAMES
 
@@ -68,7 +68,7 @@ def _variants(data: Data) -> dict[tuple[str, str], dict[str, Any]]:
         (artifact["name"], variant["id"]): variant
         for artifacts in data.artifacts.values()
         for artifact in artifacts
-        for variant in artifact["variant"]
+        for variant in rows(artifact)
     }
 
 

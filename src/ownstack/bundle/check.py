@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data import rows
 from ..errors import OwnstackError
 from ..kit import data_from, load_toml, own_path
 from ..settings import ROLE_NAMES
@@ -118,7 +119,7 @@ def _artifacts(role: str, folder: Path) -> None:
     if not own <= {artifact["name"] for artifact in artifacts}:
         raise broken(f"{where}: not all that this program installs is in it")
     for artifact in artifacts:
-        for variant in artifact["variant"]:
+        for variant in rows(artifact):
             at = f"{where}: {artifact['name']}/{variant.get('id', '?')}"
             for key in ("id", "version", "platform", "kind"):
                 if not PLAIN.fullmatch(str(variant.get(key, ""))):

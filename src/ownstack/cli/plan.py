@@ -85,7 +85,8 @@ def plan(
             say(line)
         for line in ["", *transition_lines(move.change)] if move else []:
             say(line)
-        for line in [*section("The hardware has changed", hardware), *edited.lines(rows)]:
+        title = "The hardware would have changed" if cards else "The hardware has changed"
+        for line in [*section(title, hardware), *edited.lines(rows)]:
             say(line)
     return 10 if exit_code and changes else 0
 

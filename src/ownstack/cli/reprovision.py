@@ -180,9 +180,10 @@ class Transaction:
 
     @way_back
     def put_back(self, why: str) -> RunError:
-        """Carry the earlier plan out again; the error that says why."""
+        """Carry the earlier plan out again, and look whether it works; the error that says why."""
         from ..engine.apply import execute
         from ..kit import activate
+        from ..verify.runner import verify
 
         activate()
         from deploy import apply
@@ -190,9 +191,13 @@ class Transaction:
         execute(self.site.session, apply, silent, plan=self.old)
         self._wait(self.old)
         self._note({"previous_plan": None, "old_vectors": self._unused(self.old)})
+        still = wrong(verify(self.old, self.site.session, lambda result: None, CONCERNED))
+        runs = (
+            f"its plan is that of before, and these checks fail with it too: {still}" if still else "it runs as before"
+        )
         return RunError(
             f"the change was taken back: {why}",
-            hint="the box runs as before and nothing was deleted; `ownstack up --keep-models` stays with its models",
+            hint=f"{runs}; nothing was deleted; `ownstack up --keep-models` stays with the models of before",
             code="reprovision-reverted",
         )
 

@@ -135,7 +135,7 @@ def upgrade(
     that fails, program and data are put back together. `ownstack rollback` goes back later.
     """
     from .. import upgrading
-    from . import upgrade_run
+    from . import edited, upgrade_run
 
     began = time.monotonic()
     settings = read_settings(config_file, sets, host=host, mirror=mirror)
@@ -155,9 +155,11 @@ def upgrade(
         if names:
             upgrading.refused(found)
         if found.moves:
+            end = upgrading.stages(plan, found.moves)[-1]
+            data["edited"] = rows = edited.look(site, end)
             if not as_json:
-                for move in found.moves:
-                    note(change_line(move))
+                for line in [*map(change_line, found.moves), *edited.lines(rows)]:
+                    note(line)
             confirm(f"Upgrade this on {plan.host.hostname}?", yes, as_json)
         data["done"] = carry_out(site, plan, found, progress, patience, rehearsed)
     data["seconds"] = round(time.monotonic() - began, 1)

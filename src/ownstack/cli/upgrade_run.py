@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .site import Site
 
 PENDING = ("taking", "taken")
+# services without which no document is found
+SEARCHED = ("qdrant", "ollama", "open_webui")
 # the step that begins it: where a run died in it, it may have gone on after the state was read
 BEGINNING = "snapshots.take"
 
@@ -104,6 +106,7 @@ class Change:
         from ..engine import upgrades
 
         since = upgrades.young(self.old, datetime.datetime.now(datetime.UTC))
+        document = self._document()
         began = time.monotonic()
         try:
             spec = upgrades.take_spec(self.old, self.role, self.identity, self.run, self.kind, self.about(), since)
@@ -116,6 +119,7 @@ class Change:
                 self._count(plan, wanted, since)
             down = time.monotonic() - began
             report = self._verified()
+            self._found(document)
             done = self.step("snapshots.commit", upgrades.place(self.plan))
         except UnreachableError:
             raise  # nobody is there to be told; the next `up` puts back what was there
@@ -132,6 +136,27 @@ class Change:
             "seconds": round(time.monotonic() - began, 1),
             "checks": [result.as_dict() for result in report.results],
         }  # fmt: skip
+
+    def _document(self) -> dict[str, Any]:
+        """A document that lies in the box and is found; empty where there is none, or nobody can tell today."""
+        from roles import open_webui
+
+        concerned = self.role in SEARCHED and self.old.has("open_webui") and self.old.has("qdrant")
+        if not concerned or self.kind != "upgrade":
+            return {}
+        try:
+            data = self.step("open_webui.again", open_webui.again_spec(self.old))
+        except RunError:  # whatever it is, the checks afterwards say it
+            return {}
+        point: dict[str, Any] = data["point"] if data.get("found") else {}
+        return point
+
+    def _found(self, document: dict[str, Any]) -> None:
+        """Raises RunError where the document of before is found no more: what `verify` finds came just now."""
+        from roles import open_webui
+
+        if document and not self.step("open_webui.again", open_webui.again_spec(self.plan, document))["found"]:
+            raise RunError("a document that was there before is not found any more", code="document-lost")
 
     def _start(self, plan: Plan) -> None:
         """Switch the links and the configuration, and wait for the service, which may change its data first."""

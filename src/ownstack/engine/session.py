@@ -48,7 +48,8 @@ READING = frozenset(
     (
         "backup.find", "backup.state", "backup.verify", "box.disk", "box.logs", "box.memory", "box.missing",
         "box.ports", "box.state",
-        "files.differences", "gpu.settled", "gpu.state", "ollama.leftovers", "ollama.list", "open_webui.drift",
+        "files.differences", "gpu.settled", "gpu.state", "ollama.leftovers", "ollama.list", "open_webui.again",
+        "open_webui.drift",
         "open_webui.sign_in", "qdrant.of", "snapshots.held",
     )
 )  # fmt: skip

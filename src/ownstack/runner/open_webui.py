@@ -15,6 +15,7 @@ from typing import Any
 from .box import read_environment
 from .core import Emit, Result, Spec, StepError, ids, progress
 from .http import request, wait_ready
+from .open_webui_again import STEPS as AGAIN
 from .open_webui_probe import STEPS as PROBES
 from .open_webui_reindex import STEPS as REINDEX
 from .open_webui_site import KIT_KEY, Site, kit
@@ -242,6 +243,7 @@ STEPS = {
     "password_reset": password_reset,
     "setup": setup,
     "sign_in": sign_in,
+    **AGAIN,
     **PROBES,
     **REINDEX,
     **VECTORS,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError
+from ..errors import OwnstackError, RunError, UnreachableError
 from ..plan import Plan
 from .check import Check, Outcome
 
@@ -99,10 +99,15 @@ def all_checks(plan: Plan) -> list[Check]:
 
 
 def run_check(check: Check, context: Any) -> CheckResult:
-    """Run one check; a check that breaks has failed, with the reason."""
+    """Run one check; a check that breaks has failed, with the reason.
+
+    Raises UnreachableError: of a host that cannot be asked any more nothing is known, and no service is at fault.
+    """
     began = time.monotonic()
     try:
         outcome = check.run(context)
+    except UnreachableError:
+        raise
     except OwnstackError as error:
         outcome = Outcome.failed(error.message, error.hint)
     except Exception as error:
