@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ownstack.plan import Plan
+from tests import results
 from tests.e2e import cut_off
 from tests.e2e.bad_updates import Case, script
 from tests.e2e.conftest import Mirror
@@ -35,6 +36,20 @@ def box(network: Network, older_box: Older, mirror: Mirror) -> Iterator[Host]:
         yield host
         for role in roles.values():
             older.keep(role, host.root)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[results.Matrix]:
+    about = (
+        "A box of older versions with an account's data (chat, knowledge, a workflow with a stored credential) is "
+        "upgraded and rolled back. After the upgrade the account's data is compared by dumps and the vectors by counts; "
+        "after the way back all tables, schemas, vectors, uploads, models and the key. Each time the account signs in, "
+        "finds its document, and its workflow runs. Only one Qdrant is to be had where this ran: its steps are planned "
+        "in unit tests. `tests/e2e/test_upgrade.py`."
+    )
+    columns = ("service", "from", "to", "how", "what differs", "stood still, s")
+    with results.matrix("upgrades", "Upgrades between real pairs, and the way back", about, columns) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +126,7 @@ def test_one_that_was_killed_is_put_back_by_the_next_up(
 
 
 def test_upgrade_moves_all_three_and_everything_is_there(
-    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older, before_upgrade: State
+    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older, before_upgrade: State, page: results.Matrix
 ) -> None:
     before_upgrade.update(state(box, plan))
     before = dump(box), counts(box, plan)
@@ -123,6 +138,8 @@ def test_upgrade_moves_all_three_and_everything_is_there(
     for name, pair in MOVES.items():
         held = box.output(f"ls /opt/ownstack/{name}/releases").split()
         assert sorted(release.partition("-")[0] for release in held) == sorted(pair), "two are kept"
+    for row in done["done"]:
+        page.add(row["service"], *MOVES[row["service"]], "upgrade", "nothing", row["down_seconds"])
 
 
 def test_a_second_upgrade_changes_nothing(box: Host, ownstack: Ownstack) -> None:
@@ -135,7 +152,7 @@ def test_a_second_upgrade_changes_nothing(box: Host, ownstack: Ownstack) -> None
 
 
 def test_rollback_puts_programs_and_data_back_and_says_what_goes(
-    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older, before_upgrade: State
+    box: Host, plan: Plan, ownstack: Ownstack, older_box: Older, before_upgrade: State, page: results.Matrix
 ) -> None:
     _, token = sign_in(box, plan, *ownstack.first_password("open_webui"))
     web(box, plan, "POST", "/api/v1/chats/new", {"chat": {"title": "since then", "messages": []}}, token)
@@ -147,3 +164,5 @@ def test_rollback_puts_programs_and_data_back_and_says_what_goes(
     assert versions(box).items() >= older.VERSIONS.items()
     assert differing(before_upgrade, state(box, plan)) == set()
     assert works(box, plan, ownstack, older_box.data) == []
+    for row in done["done"]:
+        page.add(row["service"], *reversed(MOVES[row["service"]]), "rollback", "nothing", row["down_seconds"])
