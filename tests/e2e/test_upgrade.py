@@ -42,7 +42,7 @@ def box(network: Network, older_box: Older, mirror: Mirror) -> Iterator[Host]:
 def page() -> Iterator[results.Matrix]:
     about = (
         "A box of older versions with an account's data (chat, knowledge, a workflow with a stored credential) is "
-        "upgraded and rolled back. After the upgrade the account's data is compared by dumps and the vectors by counts; "
+        "upgraded and rolled back. After the upgrade the account's data is compared by dumps and vectors by counts; "
         "after the way back all tables, schemas, vectors, uploads, models and the key. Each time the account signs in, "
         "finds its document, and its workflow runs. Only one Qdrant is to be had where this ran: its steps are planned "
         "in unit tests. `tests/e2e/test_upgrade.py`."
