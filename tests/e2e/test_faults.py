@@ -16,6 +16,8 @@ import pytest
 from tests import results
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.faults import FAULTS, Bench, Fault
+from tests.e2e.older_box import plan_of
+from tests.e2e.test_backup import account_data, counts, dump
 from tests.hosts import Host, Network
 from tests.hosts.kit import own_vectors
 
@@ -26,7 +28,9 @@ COLUMNS = ("fault", "shown by", "what `up` does", "in these words", "next `up`")
 def bench(network: Network, debian12: Provisioned, mirror: Mirror) -> Iterator[Bench]:
     with debian12.clone(network, "faults") as host:
         own_vectors(host)  # each verified run puts a document in and takes it out
-        yield Bench(host, mirror, mirror.ownstack(host), host.folder)
+        ownstack = mirror.ownstack(host)
+        account_data(host, plan_of(host), ownstack)
+        yield Bench(host, mirror, ownstack, host.folder)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +38,22 @@ def page() -> Iterator[results.Matrix]:
     """Written when all of them ran."""
     about = (
         "Each fault is made on a real host with the whole box, shown to be there, met by `ownstack up`, and taken "
-        "away; then `up` has to converge and verify. `heals`: `up` puts it right itself; `bears`: it is not troubled; "
+        "away; then `up` has to converge and verify, and the databases of an account's data, compared by dumps, its "
+        "vectors and all secrets are as they were. `heals`: `up` puts it right itself; `bears`: it is not troubled; "
         "`waits`: it waits for its end; else the code of its error. `tests/e2e/test_faults.py`."
     )
     made = results.Matrix("faults", "Faults of a box's surroundings", about, COLUMNS)
     yield made
     if len(made.rows) >= len(FAULTS):
         made.write()
+
+
+def peoples(host: Host, fault: Fault) -> dict[str, Any]:
+    """What must not be lost: the databases' contents, and the number of vectors."""
+    found: dict[str, Any] = {**dump(host), **counts(host, plan_of(host))}
+    if fault.make.__name__ == "passwords_changed":  # back again, and kept with another salt
+        del found["open_webui/webui.db:auth"], found["n8n/.n8n/database.sqlite:user"]
+    return found
 
 
 def secrets(host: Host) -> str:
@@ -62,7 +75,7 @@ def made(fault: Fault, bench: Bench) -> Iterator[str]:
     [pytest.param(one, id=one.make.__name__, marks=() if one.quick else pytest.mark.slow) for one in FAULTS],
 )
 def test_fault(fault: Fault, bench: Bench, page: results.Matrix, pytestconfig: pytest.Config) -> None:
-    before = secrets(bench.host)
+    before, held = secrets(bench.host), peoples(bench.host, fault)
     quick = fault.quick and bool(pytestconfig.option.markexpr)  # in a full run each of them has to verify
     did, words, proof = "not run", "", ""
     try:
@@ -75,6 +88,7 @@ def test_fault(fault: Fault, bench: Bench, page: results.Matrix, pytestconfig: p
         assert quick or after["verify"]["ok"], [c for c in after["verify"]["checks"] if c["status"] != "ok"]
         changed = {line.split()[1] for line in set(before.splitlines()) ^ set(secrets(bench.host).splitlines())}
         assert changed == ({"qdrant_api_key"} if fault.make.__name__ == "no_secret" else set()), "no secret is lost"
+        assert peoples(bench.host, fault) == held
         row = (fault.name, proof[-120:], did, words, f"converges, {after['changed']} changed")
     except BaseException as error:
         page.add(fault.name, str(proof)[-120:], did, words, f"**FAILED** {type(error).__name__}")
