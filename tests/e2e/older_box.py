@@ -123,9 +123,10 @@ def works(box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any]) -> li
     n8n keeps that run of the workflow: what is compared later begins with a state from after it.
     """
     missing = []
-    if sign_in(box, plan, *ownstack.first_password("open_webui"))[0] != 200:
+    status, token = sign_in(box, plan, *ownstack.first_password("open_webui"))
+    if status != 200:
         missing.append("sign-in")
-    if not found_again(box, plan, ownstack, data["base"]):
+    if not found_again(box, plan, ownstack, data["base"], token):
         missing.append("document")
     if not answers(box, plan, True):
         missing.append("webhook")
