@@ -12,7 +12,7 @@ from ownstack.cli.restore_vectors import reindexing
 from ownstack.engine import backups
 from tests.cli import standing
 from tests.cli.backing import ABOUT, BOX, box, word
-from tests.cli.standing import Box, spec, steps, told
+from tests.cli.standing import Box, spec, specs, steps, told
 from tests.cli.test_restore_bare import bare_machine
 from tests.unit import machines
 
@@ -169,3 +169,35 @@ def test_a_backup_without_open_webui_promises_no_documents(box: Box) -> None:
     about = {**ABOUT, "services": ["n8n"], "versions": {"qdrant": before(box, 2)}}
     assert reindexing(about, machines.plan(box.report)) == ""
     assert reindexing({}, machines.plan(box.report)) == "", "of a machine that cannot read a tar"
+
+
+@pytest.mark.parametrize(
+    ("minors", "prefix", "other", "noted"),
+    [
+        (0, "open-webui-x", False, ["open-webui"]),
+        (0, "open-webui-x", True, ["open-webui", "open-webui-x"]),
+        (0, "open-webui", False, None),
+        (2, "open-webui-x", True, None),
+        (None, "open-webui-x", False, ["of-this-box"]),
+    ],
+)
+def test_collections_that_nobody_needs_are_known_as_that(
+    minors: int | None, prefix: str, other: bool, noted: list[str] | None, box: Box, word: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Those of the backup, where its vectors were loaded; `up --prune` removes them."""
+    box.state = box.state.model_copy(
+        update={"manifest": {**(box.state.manifest or {}), "old_vectors": ["of-this-box"]}}
+    )
+    embedding = machines.plan(box.report).model("embedding")
+    assert embedding is not None
+    models = [{**embedding.model_dump(mode="json"), "tag": "other:1"}] if other else []
+    about = {**BOX, "vectors": prefix, "models": models, "old_vectors": ["open-webui"]}
+    backed(monkeypatch, before(box, minors or 0), box=about)
+    if minors is None:
+        monkeypatch.setitem(standing.ANSWERS, "backup.verify", {**ABOUT, "versions": {}, "box": about})
+    assert run(["restore", "/mnt/b.tar", "--json", "--yes", "--passphrase-file", word]) == 0
+    told_now = [
+        one["values"]["old_vectors"] for one in specs(box, "box.write_manifest") if "old_vectors" in one["values"]
+    ]
+    assert told_now == ([] if minors is None else [noted])

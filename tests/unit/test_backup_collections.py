@@ -66,7 +66,8 @@ def test_a_backup_tells_collections_of_the_owner_apart(
     assert Reader(file).manifest["own_collections"] == len(own)
     assert b"notes" not in Path(file).read_bytes()
     spec = box.verify_spec(file, identity_file=str(box.identity))
-    assert backup_check.verify(spec, silent)["data"]["box"]["own_collections"] == own
+    told = backup_check.verify(spec, silent)["data"]["box"]
+    assert (told["own_collections"], told["old_vectors"]) == (own, ["open-webui"])
 
 
 def test_without_open_webui_none_can_be_made_anew() -> None:

@@ -18,7 +18,7 @@ from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
 from .progress import Progress
 from .restore_bare import described, empty_box, looking, made, named, nowhere, planned, settings_in, stands
-from .restore_vectors import apart, indexed, reindexing, remakable
+from .restore_vectors import apart, indexed, old_vectors, reindexing, remakable
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -113,18 +113,20 @@ class Restoring:
         return report
 
     def _note(self) -> None:
-        """Whose accounts were imported belongs to their data: it comes from where that comes from."""
+        """Whose accounts were imported, and which collections nobody needs, comes from where their data comes from."""
         from ..engine.apply import execute
         from ..kit import activate
 
         activate()
         from deploy import remember
 
-        there = (self.site.state.manifest or {}).get("imported", {})
+        now = self.site.state.manifest or {}
+        there = now.get("imported", {})
         stays = {name: about for name, about in there.items() if name not in self.about["services"]}
         comes = {name: about for name, about in self.about["box"]["imported"].items() if name in self.about["services"]}
-        if {**stays, **comes} != there:
-            execute(self.site.session, remember, self.listen, plan=self.plan, values={"imported": {**stays, **comes}})
+        values = {"imported": {**stays, **comes}, "old_vectors": old_vectors(self.about, self.plan, now)}
+        if values != {"imported": there, "old_vectors": now.get("old_vectors")}:
+            execute(self.site.session, remember, self.listen, plan=self.plan, values=values)
 
     @way_back
     def take_back(self, why: str) -> RunError:

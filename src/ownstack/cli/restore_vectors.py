@@ -46,6 +46,15 @@ def reindexing(about: dict[str, Any], plan: Plan) -> str:
     )
 
 
+def old_vectors(about: dict[str, Any], plan: Plan, now: dict[str, Any]) -> list[str] | None:
+    """Beginnings of collections that are there and nobody needs, for `up --prune`. now: the box's manifest."""
+    box = about["box"]
+    if "qdrant" not in about["versions"] or not plan.has("qdrant"):
+        return now.get("old_vectors")
+    there = set() if apart(about, plan) else {*box["old_vectors"], box["vectors"]}
+    return sorted(there - {plan.vectors, ""}) or None
+
+
 def _here(plan: Plan) -> str:
     from ..engine import backups
 

@@ -43,9 +43,10 @@ def look(spec: Spec, emit: Emit) -> dict[str, Any]:
             plan = known["plan"]
             own = own_collections(held.inside["vectors"], held.manifest["services"], known)
             box = {"vectors": plan.get("vectors", ""), "models": plan["models"], "imported": known.get("imported", {}),
-                   "own_collections": own}  # fmt: skip
-            if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
-                raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
+                   "old_vectors": known.get("old_vectors", []), "own_collections": own}  # fmt: skip
+            for name in (box["vectors"], *box["old_vectors"]):  # into the configuration of Open WebUI, and to be pruned
+                if not VECTORS.fullmatch(name):
+                    raise damaged(held.path, f"{name!r} is no beginning of a collection's name")
         about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
         parts_held = len(held.files)
     size = os.path.getsize(spec["file"])
