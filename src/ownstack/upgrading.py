@@ -229,6 +229,12 @@ def minor_of(version: str) -> tuple[int, int]:
     return key[0], key[1]
 
 
+def opens(old: str, new: str) -> bool:
+    """Whether `new` may open data of `old` at once: no minor version lies between, that is known of none to a major."""
+    (major, minor), then = minor_of(old), minor_of(new)
+    return then in ((major, minor), (major, minor + 1))
+
+
 def refused(found: Upgrade) -> None:
     """Raises RunError where what was asked for by name cannot move although there is something newer."""
     why = [f"{item.component} {item.version}: {item.why}" for item in found.held if item.refused]

@@ -12,7 +12,7 @@ from tests.cli import standing
 from tests.cli.standing import Box, verdict
 
 WORD = "four words in a row"
-BOX: dict[str, Any] = {"vectors": "open-webui", "models": [], "imported": {}}
+BOX: dict[str, Any] = {"vectors": "open-webui", "models": [], "imported": {}, "old_vectors": [], "own_collections": []}
 ABOUT: dict[str, Any] = {
     "file": "/mnt/b.tar", "created": "20261101T020304Z", "hostname": "old", "kit_version": "0.1.0", "versions": {},
     "bytes": 9, "parts": 4, "holds": {"accounts": 2, "chats": 3}, "opened": True, "models": [],

@@ -246,10 +246,13 @@ def test_no_name_in_it_leads_out_of_the_folder_it_is_laid_in(name: str, box: Sma
     assert not (box.var / "restore").exists()
 
 
-def test_what_goes_into_a_configuration_is_looked_at(box: SmallBox, tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", [False, True])
+def test_what_goes_into_a_configuration_is_looked_at(old: bool, box: SmallBox, tmp_path: Path) -> None:
     held, new = box.reader(str(made(box)["file"])), str(tmp_path / "new.tar")
-    plan = {"vectors": "open-webui\nWEBUI_AUTH=false", "models": []}
-    rewritten(held, new, box.make_spec(), {"box.json": json.dumps({"plan": plan}).encode()})
+    forged = "open-webui\nWEBUI_AUTH=false"
+    plan = {"vectors": "open-webui" if old else forged, "models": []}
+    known = {"plan": plan, "old_vectors": [forged] if old else []}
+    rewritten(held, new, box.make_spec(), {"box.json": json.dumps(known).encode()})
     with pytest.raises(StepError, match="no beginning of a collection's name") as caught:
         backup_check.verify(box.verify_spec(new, identity_file=str(box.identity)), silent)
     assert caught.value.code == "backup-damaged"

@@ -12,7 +12,20 @@ from ownstack.data import Data
 from ownstack.errors import ConfigError, RunError
 from ownstack.plan import ChosenArtifact, Plan
 from ownstack.state import BoxState, SourceReport
-from ownstack.upgrading import Held, Upgrade, filled, find, losses, path, refused, role_named, since, stages, step_of
+from ownstack.upgrading import (
+    Held,
+    Upgrade,
+    filled,
+    find,
+    losses,
+    opens,
+    path,
+    refused,
+    role_named,
+    since,
+    stages,
+    step_of,
+)
 from tests.unit import machines
 
 
@@ -166,6 +179,22 @@ def test_a_missing_step_is_refused(old: str, new: str, listed: tuple[str, ...], 
     with pytest.raises(RunError, match=f"has no {missing.replace('.', '[.]')}") as caught:
         path("qdrant", old, new, listed)
     assert caught.value.code == "upgrade-path"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at_once"),
+    [
+        ("1.19.0", "1.19.2", True),
+        ("1.18.3", "1.19.2", True),
+        ("1.17.9", "1.19.2", False),
+        ("1.9.0", "1.19.0", False),
+        ("1.20.0", "1.19.2", False),
+        ("0.18.0", "1.19.2", False),
+        ("1.19.2", "2.0.0", False),
+    ],
+)
+def test_data_is_opened_at_once_by_the_same_and_the_next_minor_version(old: str, new: str, at_once: bool) -> None:
+    assert opens(old, new) == at_once
 
 
 def with_steps(*listed: str) -> Data:

@@ -137,6 +137,7 @@ def look(site: Site, file: str, word: str, identity: Path | None, drill: bool) -
     """Check one, and with `drill` try it. Raises RunError that says what is wrong with it."""
     from ..engine import backups
     from .restore import compatible
+    from .restore_vectors import apart, reindexing
 
     plan = site.recorded_plan()
     make_ready(site, plan)
@@ -144,8 +145,10 @@ def look(site: Site, file: str, word: str, identity: Path | None, drill: bool) -
         data = site.session.step("backup.verify", backups.verify_spec(plan, file, dict(key)))
         if drill:
             compatible(data, plan)
-            spec = backups.outliving(plan, {**backups.drill_spec(plan), **key, "file": file}, "drill")
+            more = {**key, "file": file, "without_vectors": bool(apart(data, plan))}
+            spec = backups.outliving(plan, {**backups.drill_spec(plan), **more}, "drill")
             data["drill"] = site.session.step("drill.run_outliving", spec)
+            data["reindex"] = reindexing(data, plan)
     return data
 
 
@@ -245,6 +248,8 @@ def _say_drill(data: dict[str, Any]) -> None:
         drill = data["drill"]
         say(f"  restorable: second instances of the services started on it in {drill['seconds']} s and held")
         say(f"  {told(drill['counts'])}")
+        if data.get("reindex"):
+            note(f"vectors were not tried: in a restore {data['reindex']}")
 
 
 def _say_look(data: dict[str, Any], as_json: bool) -> int:

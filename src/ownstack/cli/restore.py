@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from .backup import make_ready, told, when
 from .backup_key import key_options, on_target, read_passphrase
 from .output import confirm, emit_json, note, say
 from .progress import Progress
-from .restore_bare import described, looking, made, named, nowhere, planned, settings_in, stands
+from .restore_bare import described, empty_box, looking, made, named, nowhere, planned, settings_in, stands
+from .restore_vectors import apart, indexed, old_vectors, reindexing, remakable
 from .site import Site, open_site, read_settings, target_options
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Restoring:
         self.step("restore.stage")
         try:
             self.step("restore.swap")
-            models = self._bring()
+            models, documents = self._bring()
             report = self._verified()
             self._note()
         except UnreachableError:
@@ -71,31 +72,35 @@ class Restoring:
         except Exception as error:  # a fault of ours leaves no box with half of a backup
             raise self.take_back(f"a fault of ownstack ({type(error).__name__}: {error})") from error
         self.step("restore.finish")
-        return {"models": models, "verify": report}
+        return {"models": models, "documents": documents, "verify": report}
 
-    def _bring(self) -> list[dict[str, Any]]:
+    def _bring(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Vectors into an empty Qdrant, models into the engine, then everything as planned."""
-        from ..engine import backups
+        from ..engine import backups, imports
         from ..engine.apply import execute
         from ..kit import activate
 
         activate()
         from deploy import apply
 
-        plan = self.plan
+        plan, left_out = self.plan, apart(self.about, self.old)
         fill(self.site, plan)
-        if plan.has("qdrant"):
+        if plan.has("qdrant") and not left_out:
             start(self.site, plan, "qdrant")
             self.step("restore.vectors", url=backups.qdrant_url(plan))
         models: list[dict[str, Any]] = []
         if backups.store(plan):
             models = self.step("restore.models", url=plan.engine_url, folder=backups.store(plan))["models"]
         execute(self.site.session, apply, self.listen, plan=plan)
-        if "open_webui" in self.about["services"] and plan.vectors != self.about["box"]["vectors"]:
+        documents: dict[str, Any] = {}
+        if "open_webui" in self.about["services"] and left_out:
+            self.site.session.on_event = self.listen
+            documents = self.site.session.step("imports.documents", imports.documents_spec(plan))
+        elif "open_webui" in self.about["services"] and plan.vectors != self.about["box"]["vectors"]:
             from . import indexing
 
             indexing.anew(self.site.session.step, plan, self.about["box"]["vectors"])
-        return models
+        return models, documents
 
     def _verified(self) -> VerifyReport:
         from ..verify.runner import verify
@@ -108,18 +113,20 @@ class Restoring:
         return report
 
     def _note(self) -> None:
-        """Whose accounts were imported belongs to their data: it comes from where that comes from."""
+        """Whose accounts were imported, and which collections nobody needs, comes from where their data comes from."""
         from ..engine.apply import execute
         from ..kit import activate
 
         activate()
         from deploy import remember
 
-        there = (self.site.state.manifest or {}).get("imported", {})
+        now = self.site.state.manifest or {}
+        there = now.get("imported", {})
         stays = {name: about for name, about in there.items() if name not in self.about["services"]}
         comes = {name: about for name, about in self.about["box"]["imported"].items() if name in self.about["services"]}
-        if {**stays, **comes} != there:
-            execute(self.site.session, remember, self.listen, plan=self.plan, values={"imported": {**stays, **comes}})
+        values = {"imported": {**stays, **comes}, "old_vectors": old_vectors(self.about, self.plan, now)}
+        if values != {"imported": there, "old_vectors": now.get("old_vectors")}:
+            execute(self.site.session, remember, self.listen, plan=self.plan, values=values)
 
     @way_back
     def take_back(self, why: str) -> RunError:
@@ -271,17 +278,6 @@ def located(site: Site, plan: Plan, path: str) -> str:
     return found
 
 
-@contextlib.contextmanager
-def empty_box(new: bool) -> Iterator[None]:
-    """What fails leaves a box that was made for it: that is said."""
-    try:
-        yield
-    except OwnstackError as error:
-        if new:
-            error.hint = f"{error.hint}; the box that was made for it stands, empty: the same command goes on with it"
-        raise
-
-
 def compatible(about: dict[str, Any], plan: Plan) -> None:
     """Raises RunError where the box could not read the data."""
     from ..engine import backups
@@ -300,6 +296,7 @@ def compatible(about: dict[str, Any], plan: Plan) -> None:
             hint="add them to `roles` and run `ownstack up`; nothing was changed",
             code="role-missing",
         )
+    remakable(about, plan)
 
 
 @click.command()
@@ -337,6 +334,8 @@ def restore(
                 note(f"settings in the backup: {named(held)}")
             plan = planned(site)
             compatible(about, plan)
+            if not as_json and reindexing(about, plan):
+                note(reindexing(about, plan))
             confirm(f"Make a box on {site.report.host.hostname} and restore {path} into it?", yes, as_json)
             plan = made(site, plan, progress)
         else:
@@ -359,6 +358,8 @@ def restore(
     for row in data["models"]:
         if row["state"] != "there":
             note(f"the model {row['name']}: {row['state']}")
+    for line in indexed(data["documents"]):
+        note(line)
     say(f"{len(data['checks'])} checks, none of a service failed; {data['seconds']} s")
     return 0
 
@@ -398,8 +399,11 @@ def _restored(
         note(f"{file}: of {about['hostname']}, {when(about['created'])}: {told(about['holds'])}")
         for name in backups.absent(about, plan):
             note(f"{name} is not in the backup: its data stays as it is")
+        if reindexing(about, plan):
+            note(reindexing(about, plan))
     confirm(f"Put this in the place of what {plan.host.hostname} holds now?", yes, as_json)
     done = Restoring(site, plan, about, keys, listen).carry_out()
     checks = [result.as_dict() for result in done["verify"].results]
     kept = {key: value for key, value in about.items() if key != "box"}
-    return {**kept, "models": done["models"], "checks": checks}
+    told_now = {"reindex": reindexing(about, plan), "documents": done["documents"]}
+    return {**kept, **told_now, "models": done["models"], "checks": checks}

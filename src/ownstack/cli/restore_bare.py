@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, OwnstackError, RunError
 
 if TYPE_CHECKING:
     from ..engine.apply import Listen
@@ -142,3 +142,14 @@ def made(site: Site, plan: Plan, listen: Listen) -> Plan:
     execute(site.session, apply, listen, plan=plan)
     site.state = read_state(site.session, plan.layout)
     return site.recorded_plan()
+
+
+@contextlib.contextmanager
+def empty_box(new: bool) -> Iterator[None]:
+    """What fails leaves a box that was made for it: that is said."""
+    try:
+        yield
+    except OwnstackError as error:
+        if new:
+            error.hint = f"{error.hint}; the box that was made for it stands, empty: the same command goes on with it"
+        raise

@@ -11,6 +11,7 @@ from ..data import version_key
 from ..kit import activate
 from ..plan import Plan
 from ..settings import Settings
+from ..upgrading import opens
 from . import scratch, units
 
 # they belong to where a box stands or who works on it, not to what it is
@@ -210,3 +211,9 @@ def newer(about: dict[str, str], plan: Plan) -> list[str]:
         for name, version in sorted(about.items())
         if name in ("open-webui", "n8n", "qdrant") and name in here and version_key(version) > version_key(here[name])
     ]
+
+
+def apart(about: dict[str, str], plan: Plan) -> str:
+    """The Qdrant that made the vectors of a backup, where minor versions lie between it and the one here; else ""."""
+    then, here = about.get("qdrant"), versions(plan).get("qdrant")
+    return then if then and here and not opens(then, here) else ""

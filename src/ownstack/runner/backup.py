@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import backup_parts as parts
-from .backup_check import contents, holds, verify
+from .backup_check import contents, holds, own_collections, verify
 from .backup_file import BOX, PART, Writer, opened
 from .backup_names import find, name_of, ours
 from .core import FULL, Emit, Result, Spec, StepError, progress, read_json, write_file, write_json
@@ -231,10 +231,12 @@ def _fill(out: Writer, spec: Spec, work: str, emit: Emit) -> tuple[dict[str, Any
     with open(spec["manifest"], "rb") as stream:
         out.put(BOX, stream.read())
     inside = {"tables": tables, "vectors": vectors, "models": models, "var": spec["var"]}
+    services = [one["name"] for one in spec["services"]]
+    own = own_collections(vectors, services, read_json(spec["manifest"]))
     about = {
         "kit_version": spec["kit_version"], "hostname": spec["hostname"], "versions": spec["versions"],
-        "services": [one["name"] for one in spec["services"]], "settings": spec["settings"], "holds": holds(inside),
-        "without_models": silent,
+        "services": services, "settings": spec["settings"], "holds": holds(inside),
+        "without_models": silent, "own_collections": len(own),
         "models": [{key: row[key] for key in ("name", "digest", "size", "made_here")} for row in models],
     }  # fmt: skip
     return about, inside

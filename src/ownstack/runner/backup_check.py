@@ -41,9 +41,12 @@ def look(spec: Spec, emit: Emit) -> dict[str, Any]:
             contents(held, spec["work"], emit)
             known = json.loads(held.read(BOX))
             plan = known["plan"]
-            box = {"vectors": plan.get("vectors", ""), "models": plan["models"], "imported": known.get("imported", {})}
-            if not VECTORS.fullmatch(box["vectors"]):  # it goes into the configuration of Open WebUI
-                raise damaged(held.path, f"{box['vectors']!r} is no beginning of a collection's name")
+            own = own_collections(held.inside["vectors"], held.manifest["services"], known)
+            box = {"vectors": plan.get("vectors", ""), "models": plan["models"], "imported": known.get("imported", {}),
+                   "old_vectors": known.get("old_vectors", []), "own_collections": own}  # fmt: skip
+            for name in (box["vectors"], *box["old_vectors"]):  # into the configuration of Open WebUI, and to be pruned
+                if not VECTORS.fullmatch(name):
+                    raise damaged(held.path, f"{name!r} is no beginning of a collection's name")
         about = {key: value for key, value in held.manifest.items() if key not in ("files", "schema", "settings")}
         parts_held = len(held.files)
     size = os.path.getsize(spec["file"])
@@ -105,6 +108,19 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
     while stream is not None and stream.read(1 << 20):
         pass
     return True
+
+
+def own_collections(vectors: Any, services: list[str], known: dict[str, Any]) -> list[str]:
+    """Collections, and further names for some, that are not Open WebUI's: only its vectors can be made anew from what
+    else is in a backup.
+
+    vectors: as `backup_parts.add_vectors` has them, or None. known: the box's manifest.
+    """
+    ours = [known["plan"].get("vectors", ""), *known.get("old_vectors", ())] if "open_webui" in services else []
+    begins = tuple(f"{name}_" for name in ours if name)
+    names = [row["collection"] for row in vectors["collections"]] if vectors else []
+    names += [row["alias_name"] for row in vectors["aliases"]] if vectors else []
+    return sorted(name for name in names if not name.startswith(begins))
 
 
 def holds(about: dict[str, Any]) -> dict[str, int]:

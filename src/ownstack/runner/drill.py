@@ -40,8 +40,9 @@ def run(spec: Spec, emit: Emit) -> Result:
     """Try a backup in a second instance. What came of it is noted for `status`.
 
     spec: file, age and what opens it (passphrase_file, identity_file, or `data`: what its key opens), work, lock,
-    state, services (as for `backup.make`), place (as for `scratch`), secrets (that services may need), and n8n {node,
-    entry, gate, env, user}. data: counts, seconds, file, created. Raises StepError where the backup is not restorable.
+    state, services (as for `backup.make`), without_vectors (they are not to be loaded), place (as for `scratch`),
+    secrets (that services may need), and n8n {node, entry, gate, env, user}. data: counts, seconds, file, created.
+    Raises StepError where the backup is not restorable.
     """
     began = time.time()
     os.umask(0o077)
@@ -104,7 +105,9 @@ def _tried(held: Reader, spec: Spec, emit: Emit) -> dict[str, int]:
         scratch.at_rest(place, name)
         scratch.own(place, name)
     if held.inside["vectors"] is not None and any(one["name"] == "qdrant" for one in place["services"]):
-        counts["vectors"] = _vectors(held, spec, emit)
+        _qdrant(spec, emit)
+        if not spec.get("without_vectors"):
+            counts["vectors"] = _vectors(held, spec, emit)
     if "open_webui" in kept:
         scratch.start(place, "open_webui", emit)
         _signed_in(held, spec)
@@ -129,12 +132,15 @@ def _url(spec: Spec, name: str) -> str:
     return ready[: ready.index("/", len("http://"))]
 
 
-def _vectors(held: Reader, spec: Spec, emit: Emit) -> int:
-    """Qdrant with the backup's collections; how many points they have together."""
-    place = spec["place"]
+def _qdrant(spec: Spec, emit: Emit) -> None:
     os.makedirs(_folder(spec, "qdrant"), 0o700, exist_ok=True)
-    scratch.own(place, "qdrant")
-    scratch.start(place, "qdrant", emit)
+    scratch.own(spec["place"], "qdrant")
+    scratch.start(spec["place"], "qdrant", emit)
+
+
+def _vectors(held: Reader, spec: Spec, emit: Emit) -> int:
+    """Give Qdrant the backup's collections; how many points they have together."""
+    place = spec["place"]
     with tempfile.TemporaryDirectory(dir=place["root"]) as folder:
         for row in held.inside["vectors"]["collections"]:
             extract(held, row["member"], os.path.join(folder, row["member"]))
