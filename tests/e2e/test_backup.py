@@ -596,6 +596,34 @@ def test_what_was_lost_comes_back_on_the_same_box(
 
 
 @pytest.mark.slow
+def test_vectors_of_a_much_older_qdrant_are_made_anew(
+    box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], key: Key, tmp_path: Path
+) -> None:
+    """Only one Qdrant is to be had here: the backup says that it is of another."""
+    for name in counts(box, plan):
+        if not name.startswith(plan.vectors):
+            qdrant(box, plan, "DELETE", f"/collections/{name}")
+    before, vectors = dump(box), counts(box, plan)
+    made, file = make(ownstack, key), f"{FOLDER}/older.tar"
+    with opened(str(on_disk(box, made["file"]))) as held:
+        unlock(held, {"age": age_folder(), "identity_file": key.identity})
+        held.manifest["versions"]["qdrant"] = "1.1.0"
+        about = {"age": age_folder(), "work": str(tmp_path), "recipients": [key.recipient]}
+        rewritten(held, str(on_disk(box, file)), about, {})
+    done = ownstack.json("restore", file, "--yes", "--identity", key.identity)
+    assert "Qdrant 1.1.0" in done["reindex"]
+    assert done["documents"]["files"] >= 1
+    assert done["documents"]["left"] == []
+    assert dump(box) == before
+    assert (
+        counts(box, plan).items() >= {name: number for name, number in vectors.items() if "knowledge" in name}.items()
+    )
+    assert found_again(box, plan, ownstack, data["base"])
+    nothing_lies_about(box)
+    box.run(f"rm {file}")
+
+
+@pytest.mark.slow
 def test_a_bare_machine_becomes_the_box(
     box: Host, plan: Plan, ownstack: Ownstack, data: dict[str, Any], lost: Lost, key: Key, network: Network,
     mirror: Mirror,
