@@ -16,7 +16,7 @@ from tests import results
 from tests.e2e import cut_off
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_interrupted import TEMPORARY, owners, qdrant
-from tests.e2e.test_reprovision import SMALL
+from tests.fixtures.two_models import SMALL
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack
 
