@@ -114,13 +114,15 @@ class Mirror:
     registry: FileServer
 
     @property
-    def toml(self) -> str:
-        """Settings of a box that takes everything from the lab, and a chat model that it pulls from there."""
+    def sources(self) -> str:
+        """Settings of a box that takes everything from the lab, its models by what fits."""
         registry = self.registry.url.removeprefix("http://")
-        return (
-            f'[sources]\nmirror = "{self.files.url}"\n[ollama]\nregistry = "{registry}"\nregistry_insecure = true\n'
-            '[models]\nchat = "smollm2:135m-q8_0"\nembedding = "all-minilm:22m"\n'
-        )
+        return f'[sources]\nmirror = "{self.files.url}"\n[ollama]\nregistry = "{registry}"\nregistry_insecure = true\n'
+
+    @property
+    def toml(self) -> str:
+        """The same, with a chat model that it pulls from there."""
+        return f'{self.sources}[models]\nchat = "smollm2:135m-q8_0"\nembedding = "all-minilm:22m"\n'
 
     def ownstack(self, host: Host) -> Ownstack:
         return Ownstack(host, variables={"OWNSTACK_KIT": str(self.lab.kit)}, toml=self.toml)

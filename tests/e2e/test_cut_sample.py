@@ -21,7 +21,7 @@ from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.older_box import State, differing, plan_of, state
 from tests.e2e.test_interrupted import MINE, POINT, TEMPORARY, owners, qdrant
 from tests.e2e.test_kill_matrix import last, steps
-from tests.e2e.test_reprovision import LARGE, SMALL
+from tests.fixtures.two_models import LARGE, SMALL
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack, own_vectors
 

@@ -18,7 +18,7 @@ from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.older_box import plan_of
 from tests.e2e.test_backup import account_data, counts, dump, found_again, works
 from tests.e2e.test_interrupted import TEMPORARY, owners, qdrant
-from tests.e2e.test_reprovision import LARGE, SMALL
+from tests.fixtures.two_models import LARGE, SMALL
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack
 

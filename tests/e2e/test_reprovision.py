@@ -1,4 +1,8 @@
-"""Other hardware under a standing box, by replayed reports: models of other sizes come, serve, and go when asked."""
+"""Other hardware under a standing box, by replayed reports: models of other sizes come, serve, and go when asked.
+
+The report alone says which chat model comes: no setting names one. The data in use rank the lab's two, whose sizes are
+the real ones: with 2 GiB of memory the small one fits, with 48 GiB the large one, which is preferred.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,14 @@ from ownstack.plan import Plan
 from ownstack.runner.n8n_content import QUESTION
 from tests.e2e.conftest import Mirror, Provisioned
 from tests.e2e.test_open_webui import sign_in, step, web
+from tests.fixtures.bundles import Publisher
+from tests.fixtures.two_models import FREE_MIB, LARGE, SMALL, two_models
 from tests.hosts import Host, Network
 from tests.hosts.kit import Ownstack, own_vectors
 
 activate()
 from roles import open_webui  # noqa: E402
 
-LARGE, SMALL = "smollm2:135m-q8_0", "smollm2:135m-q4_0"
 MINE = "my-own:latest"
 OTHER = "snowflake-arctic-embed:22m"
 
@@ -33,8 +38,15 @@ def box(network: Network, debian12: Provisioned) -> Iterator[Host]:
 
 
 @pytest.fixture(scope="module")
-def ownstack(box: Host, mirror: Mirror) -> Ownstack:
-    return mirror.ownstack(box)
+def ownstack(box: Host, mirror: Mirror, tmp_path_factory: pytest.TempPathFactory) -> Ownstack:
+    """Without names of models in the settings, and with data that know two chat models."""
+    kit, own = mirror.lab.kit, tmp_path_factory.mktemp("two-models")
+    variables = {"OWNSTACK_KIT": str(kit), "XDG_DATA_HOME": str(own / "share")}
+    found = Ownstack(box, variables=variables, toml=mirror.sources)
+    publisher = Publisher(own)
+    publisher.publish(two_models(kit))
+    assert found.json("upgrade", "--self", "--from", str(own), "--set", publisher.trust, "--yes")["taken"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +56,8 @@ def reports(box: Host, ownstack: Ownstack, tmp_path_factory: pytest.TempPathFact
     ownstack("detect", "--raw", str(folder / "now.json"))
     raw = json.loads((folder / "now.json").read_text())
     found = {}
-    for gib in (16, 48):
-        told = (f"mem\tMemTotal\t{gib << 20}", f"mem\tMemAvailable\t{(gib - 2) << 20}")
+    for gib, free in FREE_MIB.items():
+        told = (f"mem\tMemTotal\t{gib << 20}", f"mem\tMemAvailable\t{free << 10}")
         kept = [x for x in raw["lines"] if not x.startswith(("mem\tMemTotal", "mem\tMemAvailable", "cgroup\t"))]
         found[gib] = folder / f"{gib}.json"
         found[gib].write_text(json.dumps({**raw, "lines": [*kept, *told]}))
@@ -60,6 +72,11 @@ def manifest(box: Host) -> dict[str, Any]:
 def models(box: Host) -> set[str]:
     rows = json.loads(box.output("curl -s http://127.0.0.1:11434/api/tags"))["models"]
     return {row["name"] for row in rows}
+
+
+def chat_of(shown: dict[str, Any]) -> str:
+    """The chat model of the plan that `plan --json` shows."""
+    return str(next(model["tag"] for model in shown["plan"]["models"] if model["use"] == "chat"))
 
 
 def up(ownstack: Ownstack, report: Path, *words: str) -> dict[str, Any]:
@@ -89,11 +106,15 @@ def test_less_memory_brings_a_smaller_model_and_deletes_nothing(
 ) -> None:
     assert n8n_model(box) == LARGE
     box.run(f"curl -sf http://127.0.0.1:11434/api/copy -d '{json.dumps({'source': LARGE, 'destination': MINE})}'")
-    shown = ownstack.json("plan", "--from", str(reports[16]), "--pin", f"chat={SMALL}")
+    assert chat_of(ownstack.json("plan", "--from", str(reports[48]))) == LARGE, "not what is asked now, the report"
+    named = ("plan", "--json", "--from", str(reports[2]), "--pin", f"chat={LARGE}")
+    assert json.loads(ownstack(*named, check=False).stdout)["error"]["code"] == "pinned-too-large"
+    shown = ownstack.json("plan", "--from", str(reports[2]))
+    assert chat_of(shown) == SMALL
     assert any("memory" in text for text in shown["change"]["hardware"])
     assert [row["model"] for row in shown["change"]["fetch"]] == [SMALL]
     assert SMALL not in models(box), "looking changes nothing"
-    done = up(ownstack, reports[16], "--pin", f"chat={SMALL}")
+    done = up(ownstack, reports[2])
     assert done["verify"]["ok"]
     assert done["change"]["leave"] == [LARGE]
     assert [row["model"] for row in done["leftovers"]] == [LARGE]
@@ -144,11 +165,12 @@ def test_more_memory_another_embedding_model_and_prune(box: Host, ownstack: Owns
     liked = {"content": "The owner of the house likes boats."}
     assert web(box, plan, "POST", "/api/v1/memories/add", liked, token)[0] == 200
     shown = ownstack.json("plan", "--from", str(reports[48]), "--pin", f"embedding={OTHER}")
+    assert chat_of(shown) == LARGE
     assert "indexed anew" in shown["change"]["reindex"]
 
     done = up(ownstack, reports[48], "--pin", f"embedding={OTHER}")
     assert done["verify"]["ok"]
-    assert any("memory grew from 16 to 48 GiB" in text for text in done["change"]["hardware"])
+    assert any("memory grew from 2 to 48 GiB" in text for text in done["change"]["hardware"])
     assert done["change"]["fetch"] == [{"model": OTHER, "bytes": done["change"]["fetch"][0]["bytes"]}]
     now = Plan.model_validate(manifest(box)["plan"])
     assert n8n_model(box) == LARGE
