@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import click
 import pytest
 
 from ownstack import cli
-from ownstack.cli import again, output, site
+from ownstack.cli import again, output, site, up
 from ownstack.errors import ConfigError, ConnectionLostError, OwnstackError, RunError, UnreachableError
 from ownstack.hardware.report import HardwareReport
+from ownstack.plan import Plan
+from ownstack.state import BoxState
 from tests.unit import machines
 
 LOST = ConnectionLostError("the connection to box broke", hint="run again")
@@ -108,6 +112,25 @@ def test_what_no_broken_connection_explains_ends_it_at_once(first: OwnstackError
     assert clock.now == again.PAUSE_S
 
 
+def test_what_somebody_ended_does_not_go_on(clock: Clock) -> None:
+    """The connection broke while an upgrade that was interrupted was taken back."""
+    attempts: list[int] = []
+
+    def run() -> None:
+        attempts.append(1)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            try:
+                raise OSError("Socket is closed")
+            except OSError as error:
+                raise ConnectionLostError("the connection to box broke") from error
+
+    with pytest.raises(ConnectionLostError):
+        again.going_on(run)
+    assert (len(attempts), clock.now) == (1, 0)
+
+
 @pytest.mark.parametrize("name", ["rollback", "import", "restore", "down"])
 def test_what_would_be_done_twice_is_not_begun_again(name: str) -> None:
     with pytest.raises(ConnectionLostError):
@@ -166,6 +189,63 @@ def test_a_password_on_standard_input_is_read_once(monkeypatch: pytest.MonkeyPat
 
     again.going_on(run)
     assert found == ["word", "word"]
+
+
+def test_what_lies_in_pipes_is_read_once(tmp_path: Path, report: HardwareReport) -> None:
+    """As `--config <(...)` gives them: empty settings would make another box."""
+    secret, config = tmp_path / "word", tmp_path / "ownstack.toml"
+    ends = going(LOST, "done")
+    found: list[tuple[str | None, str]] = []
+
+    def run() -> str:
+        settings = site.read_settings(str(config), ())
+        found.append((site.sudo_password(report, secret), settings.base.prefix))
+        secret.write_text("")
+        config.write_text("")
+        return ends()
+
+    def written() -> None:
+        secret.write_text("word\n")
+        config.write_text('prefix = "other"\n')
+
+    written()
+    again.going_on(run)
+    assert found == [("word", "other")] * 2
+    written()
+    ends = going("done")
+    again.going_on(run)
+    assert found[2:] == [("word", "other")]
+    again.going_on(run)
+    assert found[3:] == [("", "ownstack")], "another run reads anew"
+
+
+def test_a_reviewed_plan_is_held_against_the_box_until_it_has_begun(tmp_path: Path, report: HardwareReport) -> None:
+    """A connection that broke before anybody looked at the plan is no reason to apply one of another day."""
+    file = tmp_path / "plan.json"
+    then, since = BoxState(), BoxState(manifest={"plan_digest": "another"})
+
+    def applied(*states: BoxState | None) -> Plan:
+        """Attempts that look at the plan on a box in this state; None: the connection breaks before."""
+        file.write_text(machines.plan(report, state=then).model_dump_json())
+        left = list(states)
+        looked: list[Plan] = []
+
+        def run() -> Plan:
+            state = left.pop(0)
+            if state is not None:
+                looked.append(up.reviewed(file, cast(Any, SimpleNamespace(report=report, state=state))))
+                file.write_text("")
+            if left:
+                raise LOST
+            return looked[-1]
+
+        return again.going_on(run)
+
+    assert applied(then, since) == applied(then)
+    for states in ([since], [None, since]):
+        with pytest.raises(ConfigError) as caught:
+            applied(*states)
+        assert "the box has changed" in caught.value.message
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ConfigError, ConnectionLostError, OwnstackError, UnreachableError
 from .output import note
@@ -27,7 +27,14 @@ class Run:
 
     again: bool = False
     agreed: set[str] = field(default_factory=set)
-    passwords: dict[str, str] = field(default_factory=dict, repr=False)
+    heard: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, what: str, ask: Callable[[], Result]) -> Result:
+        """What is asked or read at the first attempt only: a file may be a pipe, which has nothing a second time."""
+        if what not in self.heard:
+            self.heard[what] = ask()
+        found: Result = self.heard[what]
+        return found
 
 
 CURRENT: ContextVar[Run] = ContextVar("run")
@@ -70,14 +77,25 @@ def _attempts(run: Callable[[], Result], most: float) -> Result:
             return run()
         except ConnectionLostError as error:
             losses += 1
-            if most == 0 or losses > MOST:
+            if most == 0 or losses > MOST or _interrupted(error):
                 raise
             note(f"{error.message}. What takes long goes on there; trying to connect again, for {most:.0f} s")
             current().again, lost, broke = True, error, time.monotonic()
         except OwnstackError as error:
-            if lost is None or time.monotonic() - broke > _awaited(error, most):
+            if lost is None or time.monotonic() - broke > _awaited(error, most) or _interrupted(error):
                 raise
         time.sleep(min(PAUSE_S, most))
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether somebody ended the run, and the connection broke on the way back: what he ended does not go on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _awaited(error: OwnstackError, most: float) -> float:

@@ -98,7 +98,8 @@ def read_settings(
     for flag, value in flags.items():
         if value not in (None, False, ""):
             chosen[SETTING_FLAGS[flag]] = value
-    return load(chosen, config_file, below=below)
+    # what a run began with, it goes on with
+    return current().once(f"settings {config_file} {chosen} {below}", lambda: load(chosen, config_file, below=below))
 
 
 @dataclass
@@ -211,14 +212,14 @@ def sudo_password(report: HardwareReport, file: Path | None) -> str | None:
     """Asked once, before anything starts; never from a flag's value."""
     if report.host.sudo != "password":
         return None
-    if file is not None and str(file) != "-":
-        return file.read_text().rstrip("\n")
-    if file is None and not sys.stdin.isatty():
+    if file is not None:
+        read = sys.stdin.readline if str(file) == "-" else file.read_text
+        return current().once(f"password in {file}", read).rstrip("\n")
+    if not sys.stdin.isatty():
         return None
-    known, whose = current().passwords, f"{report.host.user} on {report.host.hostname}"
-    if whose not in known and file is not None:
-        known[whose] = sys.stdin.readline().rstrip("\n")
-    elif whose not in known:
+
+    def asked() -> str:
         note(f"sudo on {report.host.hostname} asks for the password of {report.host.user}.")
-        known[whose] = str(click.prompt("Password", hide_input=True, err=True))
-    return known[whose]
+        return str(click.prompt("Password", hide_input=True, err=True))
+
+    return current().once(f"password of {report.host.user} on {report.host.hostname}", asked)

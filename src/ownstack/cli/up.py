@@ -28,8 +28,9 @@ def reviewed(file: Path, site: Site) -> Plan:
 
     from ..plan import Plan
 
+    run, name = current(), f"plan in {file}"
     try:
-        plan = Plan.model_validate(json.loads(file.read_text()))
+        plan = Plan.model_validate(json.loads(run.once(name, file.read_text)))
     except (OSError, ValueError, ValidationError) as error:
         raise ConfigError(f"{file} is not a plan: {error}", hint="`ownstack plan --out FILE` writes one") from error
     from .. import __version__
@@ -41,8 +42,10 @@ def reviewed(file: Path, site: Site) -> Plan:
         raise ConfigError(f"{file} was made for {plan.host.hostname}, this is {site.report.host.hostname}", hint=again)
     if plan.hardware_fingerprint != site.report.fingerprint():
         raise ConfigError(f"{file}: the hardware has changed since the plan was made", hint=again)
-    if plan.state_hash != site.state.digest() and not current().again:  # else by this very plan, up to where it broke
+    # once it has begun it is this very plan that changes the box, up to where a connection breaks
+    if plan.state_hash != site.state.digest() and name not in run.agreed:
         raise ConfigError(f"{file}: the box has changed since the plan was made", hint=again)
+    run.agreed.add(name)
     return plan
 
 
