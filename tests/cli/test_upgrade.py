@@ -14,7 +14,7 @@ import pytest
 from ownstack.cli import run
 from ownstack.engine import apply
 from ownstack.engine.session import Session
-from ownstack.errors import RunError
+from ownstack.errors import ConnectionLostError, RunError
 from ownstack.kit import activate
 from ownstack.verify.check import Check, Outcome
 from tests.cli import standing
@@ -284,6 +284,30 @@ def test_what_was_reached_before_a_failure_stays_and_is_said(
     assert error["message"].startswith("the upgrade of open_webui was taken back")
     assert f"done before it, and kept: ollama (ollama 0.32.15 to {LOCK['ollama']})" in error["hint"]
     assert len(specs(box, "snapshots.take")) == 2
+
+
+def test_a_connection_that_breaks_makes_no_other_run_of_it(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rollback` takes back all that one command has done, however often that had to connect."""
+    taken: list[dict[str, Any]] = []
+    real = Session.step
+
+    def breaking(self: Session, name: str, spec: dict[str, Any], timeout: int | None = None) -> dict[str, Any]:
+        if name == "snapshots.take":
+            taken.append(spec)
+            if spec["role"] == "n8n" and len(taken) == 3:
+                box.state = machines.box(older(machines.plan(), n8n="2.40.7"))  # the others passed
+                raise ConnectionLostError("the connection to box broke")
+        return real(self, name, spec, timeout)
+
+    monkeypatch.setattr(Session, "step", breaking)
+    monkeypatch.setattr("ownstack.cli.again.PAUSE_S", 0)
+    assert run(["upgrade", "--yes", "--json"]) == 0
+    assert [spec["role"] for spec in taken] == ["ollama", "open_webui", "n8n", "n8n"]
+    assert len({spec["run"] for spec in taken}) == 1
+    assert len({spec["id"] for spec in taken}) == 4, "what a way back has kept aside lies under its name"
+    assert [row["service"] for row in told(capsys)["data"]["done"]] == ["ollama", "open_webui", "n8n"]
 
 
 def test_a_snapshot_that_cannot_be_made_begins_nothing(

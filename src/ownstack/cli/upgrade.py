@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import RunError
+from .again import current
 from .output import confirm, emit_json, note, say, size
 from .progress import Progress
 from .site import Site, open_site, read_settings, target_options
@@ -200,9 +201,11 @@ def carry_out(
     from .upgrade_rehearse import REHEARSED, rehearse, wished
     from .upgrade_run import Change, carry_out_all, new_id
 
-    changes, run = [], new_id()
+    changes, attempt = [], new_id()
+    run = current().once("upgrade", lambda: attempt)
     for role in found.roles:
-        change = Change(site, role, plan, stages(plan, found.of(role)), listen, patience_s, run=run)
+        path = stages(plan, found.of(role))
+        change = Change(site, role, plan, path, listen, patience_s, run=run, attempt=attempt)
         changes.append(change)
         plan = change.plan
     try:

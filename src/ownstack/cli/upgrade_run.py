@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OwnstackError, RunError, UnreachableError, way_back
+from .again import current
 from .output import note
 from .progress import silent
 
@@ -50,12 +51,13 @@ class Change:
     vectors: str = ""  # of that snapshot: the beginning of its collections' names
     expected: dict[str, Any] | None = None  # counts that have to be reached; None: those of today
     rehearsed: bool = False
-    run: str = field(default_factory=new_id)
+    run: str = field(default_factory=new_id)  # of all that `rollback` takes back together
+    attempt: str = ""  # of a run that had to connect again: no two of them have a snapshot of the same name
 
     @property
     def identity(self) -> str:
         """Of the snapshot."""
-        return f"{self.run}-{self.role}"
+        return f"{self.attempt or self.run}-{self.role}"
 
     @property
     def plan(self) -> Plan:
@@ -252,7 +254,7 @@ class Change:
 
 def carry_out_all(changes: list[Change]) -> list[dict[str, Any]]:
     """One after the other: what one has reached stays, also where a later one is put back."""
-    done: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = current().once("what was upgraded", list)  # also before a connection broke
     for change in changes:
         try:
             done.append(change.carry_out())
