@@ -177,6 +177,27 @@ def test_a_question_and_a_password_are_asked_once(monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 4, "another run asks anew"
 
 
+def test_on_other_hardware_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine started meanwhile, say, and its card is not there yet: that makes other models."""
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+
+    def answer(text: str, **_: object) -> bool:
+        asked.append(text)
+        return True
+
+    monkeypatch.setattr(click, "confirm", answer)
+    seen = iter(["a card", "a card", "none"])
+    ends = going(LOST, LOST, "done")
+
+    def run() -> str:
+        output.confirm("Install this?", False, False, next(seen))
+        return ends()
+
+    again.going_on(run)
+    assert asked == ["Install this?"] * 2
+
+
 def test_a_password_on_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, report: HardwareReport) -> None:
     lines = iter(["word\n", ""])
     monkeypatch.setattr("sys.stdin.readline", lambda: next(lines), raising=False)

@@ -64,17 +64,20 @@ def size(value: float | None) -> str:
     return f"{value / 2**20:.0f} MiB" if value < 2**30 else f"{value / 2**30:.1f} GiB"
 
 
-def confirm(question: str, yes: bool, as_json: bool = False) -> None:
-    """Ask before a change. Without a terminal and without `--yes`: exit code 2, never a hanging prompt."""
+def confirm(question: str, yes: bool, as_json: bool = False, about: str = "") -> None:
+    """Ask before a change. Without a terminal and without `--yes`: exit code 2, never a hanging prompt.
+
+    A run that had to connect again does not ask a second time, unless `about` is another.
+    """
     from .again import current
 
-    if yes or question in current().agreed:
+    if yes or question + about in current().agreed:
         return
     if as_json or not sys.stdin.isatty():
         raise UsageError("this asks before it changes anything, and there is no terminal to ask on")
     if not click.confirm(question, default=False, err=True):
         raise click.Abort
-    current().agreed.add(question)
+    current().agreed.add(question + about)
 
 
 class UsageError(OwnstackError):

@@ -112,7 +112,8 @@ def up(
             for line in [*plan_lines(plan), "", *change, *edited.lines(rows, overwrite)]:
                 note(line)
             note("")
-        confirm(f"Install this on {site.report.host.hostname}?", yes, as_json)
+        # a card that is not there yet after a start of the machine, say, makes it another plan
+        confirm(f"Install this on {site.report.host.hostname}?", yes, as_json, site.report.fingerprint())
         activate()
         from deploy import apply
 
