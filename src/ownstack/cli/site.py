@@ -213,7 +213,7 @@ def sudo_password(report: HardwareReport, file: Path | None) -> str | None:
     if report.host.sudo != "password":
         return None
     if file is not None:
-        read = sys.stdin.readline if str(file) == "-" else file.read_text
+        read: Callable[[], str] = sys.stdin.readline if str(file) == "-" else file.read_text
         return current().once(f"password in {file}", read).rstrip("\n")
     if not sys.stdin.isatty():
         return None
