@@ -16,6 +16,7 @@ from ownstack.errors import ConfigError, ConnectionLostError, OwnstackError, Run
 from ownstack.hardware.report import HardwareReport
 from ownstack.plan import Plan
 from ownstack.state import BoxState
+from tests.plan.fake import FakeSession, bare
 from tests.unit import machines
 
 LOST = ConnectionLostError("the connection to box broke", hint="run again")
@@ -267,6 +268,28 @@ def test_a_reviewed_plan_is_held_against_the_box_until_it_has_begun(tmp_path: Pa
         with pytest.raises(ConfigError) as caught:
             applied(*states)
         assert "the box has changed" in caught.value.message
+
+
+def test_a_password_that_a_broken_connection_left_there_is_taken_away() -> None:
+    ends = going(LOST, "done")
+    folders, said = ["/dev/shm/one", "/dev/shm/two"], list[list[str]]()
+
+    def answer(command: str) -> list[str] | None:
+        return [folders[len(said)]] if "mktemp -d" in command else bare(command)
+
+    def run() -> str:
+        with FakeSession(answer) as session:
+            session.use_sudo("word")
+            session.seen.commands.clear()
+            site.clear_left(session)
+            said.append(session.seen.commands[:])
+        return ends()
+
+    again.going_on(run)
+    assert said[0] == []
+    (command,) = said[1]
+    assert "rm -rf /dev/shm/one" in command
+    assert "sudo" not in command
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_the_askpass_answers_once_while_it_is_tried_and_always_afterwards(tmp_pa
     """sudo asks it three times: a wrong password must not count three times towards a lock-out."""
     with Session(Target()) as session:
         session.use_sudo(PASSWORD)
-        folder = Path(session._askpass)
+        folder = Path(session.askpass)
         assert folder.stat().st_mode & 0o777 == 0o700
         assert (folder / "word").stat().st_mode & 0o777 == 0o600
 

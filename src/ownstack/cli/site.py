@@ -178,6 +178,7 @@ def open_site(
         report = told_sudo(interpret(raw, overrides), settings, sudo_password_file)
         if as_root(report, settings):
             become_root(session, report, sudo_password(report, sudo_password_file))
+            clear_left(session)
             if report.host.sudo != "root":  # who is root has seen everybody's
                 seen = interpret(see_ports(session, raw), overrides)
                 report = seen.model_copy(update={"host": report.host})
@@ -198,6 +199,16 @@ def open_site(
             note(f"connected again to {target}: this run goes on")
         yield Site(settings, session, report, data, state)
         session.note("done", doing)
+
+
+def clear_left(session: Session) -> None:
+    """Take away sudo's password where an attempt of this run has left it whose connection broke."""
+    from pyinfra.api.command import QuoteString, StringCommand
+
+    left: list[str] = current().once("folders with a password", list)
+    if left:
+        session.command(StringCommand("rm", "-rf", *map(QuoteString, left)), root=False)
+    left[:] = [session.askpass] if session.askpass else []
 
 
 def told_sudo(report: HardwareReport, settings: Settings, file: Path | None) -> HardwareReport:

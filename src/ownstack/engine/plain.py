@@ -29,7 +29,7 @@ class _Within(Session):
         self.on_event = lambda event: None
         self.layout_runner = ""
         self._sudo = bool(state.config.SUDO)
-        self._askpass = ""
+        self.askpass = ""
         self.state, self.host, self.config = state, host, state.config
 
 

@@ -105,7 +105,7 @@ class Session:
         self.layout_runner = ""
         self.held: Hold | None = None
         self._sudo = False
-        self._askpass = ""
+        self.askpass = ""  # the folder with sudo's password on the target
         data: dict[str, Any] = {}
         if not target.local:
             data = {"ssh_hostname": target.hostname}
@@ -188,8 +188,8 @@ class Session:
         if self.held is not None:
             self.held.close()
         with contextlib.suppress(Exception):
-            if self._askpass:
-                self.command(StringCommand("rm", "-rf", QuoteString(self._askpass)), root=False)
+            if self.askpass:
+                self.command(StringCommand("rm", "-rf", QuoteString(self.askpass)), root=False)
             disconnect_all(self.state)
         ctx_state.reset()
         ctx_host.reset()
@@ -202,18 +202,18 @@ class Session:
         self.config.SUDO = True
         if password is None:
             return
-        self._askpass = self._private_folder()
+        self.askpass = self._private_folder()
         # sudo asks an askpass program three times: while `once` is there, only the first is answered
-        d = shlex.quote(self._askpass)
+        d = shlex.quote(self.askpass)
         guard = f"if [ -e {d}/once ]; then mv {d}/once {d}/never; elif [ -e {d}/never ]; then exit 1; fi"
         script = f"#!/bin/sh\n{guard}\ncat {d}/word\n"
-        self._put_plain((password + "\n").encode(), f"{self._askpass}/word", "600")
-        self._put_plain(script.encode(), f"{self._askpass}/ask", "700")
+        self._put_plain((password + "\n").encode(), f"{self.askpass}/word", "600")
+        self._put_plain(script.encode(), f"{self.askpass}/ask", "700")
         self.config.SUDO_PASSWORD = PLACEHOLDER
         # both keys under which pyinfra looks for an askpass program it made before
         folder = self.host.get_temp_dir_config()
         for key in ("sudo_askpass_path", f"sudo_askpass_path__{folder}"):
-            self.host.connector_data[key] = f"{self._askpass}/ask"
+            self.host.connector_data[key] = f"{self.askpass}/ask"
 
     def _private_folder(self) -> str:
         """A new folder on the target that only the login user and root can enter; in memory where that can be had.
@@ -237,7 +237,7 @@ class Session:
 
     def sudo_works(self) -> bool:
         """Try the password once; a wrong one does not count towards a lock-out of three."""
-        once, ask, never = (QuoteString(f"{self._askpass}/{name}") for name in ("once", "ask", "never"))
+        once, ask, never = (QuoteString(f"{self.askpass}/{name}") for name in ("once", "ask", "never"))
         self.command(StringCommand(": >", once), root=False)
         tried = StringCommand("SUDO_ASKPASS=", ask, " LC_ALL=C sudo -A -k true; rc=$?; rm -f ", never, "; (exit $rc)",
                               _separator="")  # fmt: skip
