@@ -34,6 +34,12 @@ class RunError(OwnstackError):
     exit_code = 1
 
 
+class HeldError(RunError):
+    """Another run works on the box."""
+
+    code = "busy"
+
+
 class ConfigError(OwnstackError):
     """Wrong usage, settings or data files."""
 

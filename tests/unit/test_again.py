@@ -12,7 +12,7 @@ import pytest
 
 from ownstack import cli
 from ownstack.cli import again, output, site, up
-from ownstack.errors import ConfigError, ConnectionLostError, OwnstackError, RunError, UnreachableError
+from ownstack.errors import ConfigError, ConnectionLostError, HeldError, OwnstackError, RunError, UnreachableError
 from ownstack.hardware.report import HardwareReport
 from ownstack.plan import Plan
 from ownstack.state import BoxState
@@ -21,7 +21,8 @@ from tests.unit import machines
 
 LOST = ConnectionLostError("the connection to box broke", hint="run again")
 AWAY = UnreachableError("cannot reach box")
-BUSY = RunError("another run works on this box", code="busy")
+BUSY = HeldError("another run works on this box")
+WORKING = RunError("a backup or a restore of this box is going on", code="busy")
 
 
 class Clock:
@@ -91,6 +92,15 @@ def test_a_host_that_stays_away_is_given_up(clock: Clock, monkeypatch: pytest.Mo
     assert 20 < clock.now < 40
 
 
+def test_a_step_that_works_on_over_there_is_waited_for(clock: Clock) -> None:
+    """Copying much data is not ended by a connection that breaks; the run that was cut off holds nothing any more."""
+    attempts = int(3 * again.HELD_S / again.PAUSE_S)
+    assert again.going_on(going(LOST, *[WORKING] * attempts, "done")) == "done"
+    with pytest.raises(RunError) as caught:
+        again.going_on(going(LOST, WORKING))
+    assert caught.value is WORKING
+
+
 def test_a_connection_that_always_breaks_is_given_up(clock: Clock) -> None:
     with pytest.raises(ConnectionLostError):
         again.going_on(going(LOST))
@@ -104,7 +114,7 @@ def test_somebody_elses_run_is_not_waited_for(clock: Clock) -> None:
     assert again.HELD_S < clock.now < again.HELD_S + 3 * again.PAUSE_S
 
 
-@pytest.mark.parametrize("first", [AWAY, BUSY, RunError("a step failed")])
+@pytest.mark.parametrize("first", [AWAY, BUSY, WORKING, RunError("a step failed")])
 def test_what_no_broken_connection_explains_ends_it_at_once(first: OwnstackError, clock: Clock) -> None:
     with pytest.raises(type(first)):
         again.going_on(going(first, "done"))

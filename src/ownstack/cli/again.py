@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import ConfigError, ConnectionLostError, OwnstackError, UnreachableError
+from ..errors import ConfigError, ConnectionLostError, HeldError, OwnstackError, UnreachableError
 from .output import note
 
 Result = TypeVar("Result")
@@ -100,6 +100,7 @@ def _interrupted(error: BaseException | None) -> bool:
 
 def _awaited(error: OwnstackError, most: float) -> float:
     """How many seconds after the break this may still be due to it."""
-    if isinstance(error, UnreachableError):
-        return most
-    return HELD_S if error.code == "busy" else 0.0
+    if isinstance(error, HeldError):
+        return HELD_S
+    # a step that was cut off works on over there until it wants to say something: a large copy, say
+    return most if isinstance(error, UnreachableError) or error.code == "busy" else 0.0

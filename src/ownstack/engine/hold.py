@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.connectors.util import make_unix_command_for_host
 
-from ..errors import ConnectionLostError, OwnstackError, RunError, UnreachableError
+from ..errors import ConnectionLostError, HeldError, OwnstackError, RunError, UnreachableError
 
 if TYPE_CHECKING:
     from ..plan import Layout
@@ -151,10 +151,9 @@ class Hold:
         if said.startswith("busy"):
             self.close()
             holder = said.removeprefix("busy").strip() or "somebody"
-            raise RunError(
+            raise HeldError(
                 f"another run works on this box: {holder}",
                 hint="wait until it is done; a run that has died holds nothing",
-                code="busy",
             )
         self.held = said == "held"
         self.lacks = said.removeprefix("missing").strip() if said.startswith("missing") else ""
