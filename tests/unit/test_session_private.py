@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ownstack.engine.lean import SSHException
 from ownstack.engine.session import Session, Target
+from ownstack.errors import ConnectionLostError
+from tests.plan.fake import FakeSession, bare
 
 
 def test_it_is_private_and_gone_afterwards_and_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +30,19 @@ def test_it_is_private_and_gone_afterwards_and_old_ones_go(tmp_path: Path, monke
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
     left = ["0123456789", "mine", "private.abcdefghij"]
     assert sorted(one.name for one in tmp_path.iterdir()) == [f"ownstack-{name}" for name in left]
+
+
+@pytest.mark.parametrize("error", [EOFError(), OSError("Socket is closed"), SSHException("Server connection dropped")])
+def test_a_connection_that_breaks_while_a_file_is_sent(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of ours, and a run that can connect again does."""
+
+    def put_file(*_: object, **__: object) -> bool:
+        monkeypatch.setattr(FakeSession, "alive", False)
+        raise error
+
+    with FakeSession(lambda command: ["/dev/shm/one"] if "mktemp" in command else bare(command)) as session:
+        monkeypatch.setattr(session.host.connector, "put_file", put_file)
+        with pytest.raises(ConnectionLostError):
+            session.put(b"x", "/some/file")
+        with pytest.raises(ConnectionLostError):
+            session.use_sudo("word")

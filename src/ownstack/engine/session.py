@@ -245,7 +245,8 @@ class Session:
         return rc == 0
 
     def _put_plain(self, data: bytes, path: str, mode: str) -> None:
-        self.host.put_file(io.BytesIO(data), path, _sudo=False)
+        with self._sending():
+            self.host.put_file(io.BytesIO(data), path, _sudo=False)
         self.command(StringCommand("chmod", mode, QuoteString(path)), root=False)
 
     # -- doing things ----------------------------------------------------------------------------
@@ -304,6 +305,16 @@ class Session:
         return kind(f"the connection to {self.target} broke{f': {why}' if why else ''}", hint=hint)
 
     @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        """Files go over a channel that has errors of its own for a connection that breaks."""
+        try:
+            yield
+        except (OSError, EOFError, PyinfraError, SSHException) as error:
+            if self.alive:
+                raise
+            raise self.lost(str(error)) from error
+
+    @contextlib.contextmanager
     def _way(self) -> Iterator[dict[str, str]]:
         """pyinfra's argument for where the login user lays a file that root then takes: in a folder that nobody else
         may enter, because pyinfra lays it readable for all. On a disk, where there is one: it may be large.
@@ -327,7 +338,8 @@ class Session:
         source = str(data) if isinstance(data, Path) else io.BytesIO(data)
         with self._way() as way, ctx_state.use(self.state), ctx_host.use(self.host):
             try:
-                sent = self.host.put_file(source, temporary, **way, **self._arguments(None))
+                with self._sending():
+                    sent = self.host.put_file(source, temporary, **way, **self._arguments(None))
             except (OSError, PyinfraError) as error:
                 why = self.refusal(temporary, data.stat().st_size if isinstance(data, Path) else len(data))
                 raise RunError(f"cannot write {path} on {self.target}: {why or error}") from error
