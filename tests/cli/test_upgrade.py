@@ -239,7 +239,8 @@ def test_a_document_of_before_has_to_be_found_again(
         if name != "open_webui.again":
             return real(self, name, spec, timeout)
         asked.append(spec)
-        return {"point": {"kind": "knowledge", "id": 7}, "found": before and "point" not in spec}
+        found = before and "point" not in spec
+        return {"point": {"kind": "knowledge", "id": 7}, "found": found, "refused": False}
 
     monkeypatch.setattr(Session, "step", step)
     lost = before and role != "n8n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ownstack.runner import open_webui_again, open_webui_site, open_webui_vectors
-from ownstack.runner.core import Event
+from ownstack.runner.core import Event, StepError
 
 FILE = {"text": "The word is harbour.\n", "metadata": {"file_id": "f"}, "tenant_id": "house"}
 OTHERS = (
@@ -28,11 +28,12 @@ class Services:
         self.held: dict[str, list[dict[str, Any]]] = {"open-webui_knowledge": [*OTHERS, FILE], "mine_files": [FILE]}
         self.finds: list[str] = ["something else", "The word is harbour."]
         self.asked: list[Any] = []
+        self.status = 200
 
     def request(self, method: str, url: str, body: Any = None, *more: Any, **named: Any) -> tuple[int, Any]:
         if url.endswith("/retrieval/query/collection"):
             self.asked.append(body)
-            return 200, {"documents": [self.finds], "distances": [[0.0] * len(self.finds)]}
+            return self.status, {"documents": [self.finds], "distances": [[0.0] * len(self.finds)]}
         name, _, rest = url.partition("/collections")[2].lstrip("/").partition("/")
         if not name:
             return 200, {"result": {"collections": [{"name": one} for one in self.held]}}
@@ -66,7 +67,7 @@ def again(spec: dict[str, Any], **more: Any) -> Any:
 
 
 def test_a_text_of_a_file_is_asked_for_in_its_own_words(services: Services, spec: dict[str, Any]) -> None:
-    assert again(spec) == {"point": {"kind": "knowledge", "id": 2}, "found": True}
+    assert again(spec) == {"point": {"kind": "knowledge", "id": 2}, "found": True, "refused": False}
     assert services.asked == [{"collection_names": ["house"], "query": "The word is harbour.", "k": 5}]
     assert again(spec, point={"kind": "knowledge", "id": 2})["found"]
 
@@ -78,10 +79,19 @@ def test_it_is_not_found_where_the_search_or_the_store_has_it_no_more(services: 
     services.finds = []
     assert not again(spec, point=point)["found"]
     services.held["open-webui_knowledge"] = [*OTHERS]
-    assert again(spec, point=point) == {"point": point, "found": False}
+    assert again(spec, point=point) == {"point": point, "found": False, "refused": False}
 
 
 def test_without_a_document_there_is_none_to_find(services: Services, spec: dict[str, Any]) -> None:
     services.held = {"open-webui_knowledge": [*OTHERS], "mine_files": [FILE]}
-    assert again(spec) == {"point": {}, "found": False}
+    assert again(spec) == {"point": {}, "found": False, "refused": False}
     assert services.asked == []
+
+
+def test_who_may_not_look_there_says_nothing_of_it(services: Services, spec: dict[str, Any]) -> None:
+    point = again(spec)["point"]
+    services.status = 403
+    assert again(spec, point=point) == {"point": point, "found": False, "refused": True}
+    services.status = 500
+    with pytest.raises(StepError):
+        again(spec, point=point)

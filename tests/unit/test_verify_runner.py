@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ownstack.errors import RunError, UnreachableError
+from ownstack.errors import ConnectionLostError, RunError
 from ownstack.verify import runner
 from ownstack.verify.check import Check, Context, Outcome
 from tests.unit.engine_plans import plan
@@ -86,8 +86,8 @@ def test_a_connection_that_breaks_is_no_red_check(monkeypatch: pytest.MonkeyPatc
     """An upgrade would be put back for it, and a run that can connect again would say that services do not answer."""
 
     def check(context: Context) -> Outcome:
-        raise UnreachableError("the connection to box broke")
+        raise ConnectionLostError("the connection to box broke")
 
     monkeypatch.setattr(runner, "all_checks", lambda made: [Check("models-chat", "answers", check)])
-    with pytest.raises(UnreachableError):
+    with pytest.raises(ConnectionLostError):
         runner.verify(plan(), Box())  # type: ignore[arg-type]

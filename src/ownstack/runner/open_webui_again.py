@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .core import Emit, Result, Spec
+from .core import Emit, Result, Spec, StepError
 from .open_webui_site import Site, kit
 from .open_webui_vectors import Point, Store
 
@@ -21,12 +21,13 @@ def again(spec: Spec, emit: Emit) -> Result:
     """Ask for a text that some document has, in the document's own words.
 
     spec: url, secrets_dir, qdrant {url, secret, prefix}, point ({kind, id}, as an earlier look chose it; may be left
-    out). data: point (empty where there is no document), found. The text is in no specification, and not told.
+    out). data: point (empty where there is no document), found, refused (the kit's account may not look there, so that
+    nobody can tell). The text is in no specification, and not told.
     """
     store, prefix = Store(spec), spec["qdrant"]["prefix"]
     point = spec.get("point") or _chosen(store, prefix)
-    found = bool(point) and _found(store, kit(spec), prefix, point)
-    return {"changed": False, "data": {"point": point, "found": found}}
+    found = _found(store, kit(spec), prefix, point) if point else False
+    return {"changed": False, "data": {"point": point, "found": bool(found), "refused": found is None}}
 
 
 def _chosen(store: Store, prefix: str) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def _place(point: Point) -> tuple[str, str] | None:
     return (collection, text) if collection and text and file else None
 
 
-def _found(store: Store, site: Site, prefix: str, point: dict[str, Any]) -> bool:
+def _found(store: Store, site: Site, prefix: str, point: dict[str, Any]) -> bool | None:
     asked = {"ids": [point["id"]], "with_payload": True}
     rows = store.ask("POST", f"/{prefix}_{point['kind']}/points", asked)
     place = _place(rows[0]) if rows else None
@@ -54,7 +55,12 @@ def _found(store: Store, site: Site, prefix: str, point: dict[str, Any]) -> bool
         return False
     collection, text = place
     body = {"collection_names": [collection], "query": text, "k": NEAREST}
-    answer = site.need("POST", "/api/v1/retrieval/query/collection", body, timeout=PATIENCE_S)
+    path = "/api/v1/retrieval/query/collection"
+    status, answer = site.call("POST", path, body, timeout=PATIENCE_S)
+    if status in (401, 403):
+        return None
+    if status != 200:
+        raise StepError(f"Open WebUI answered {status} to POST {path}", code="open-webui-refused")
     groups = (answer or {}).get("documents") or []
     return any(str(one).strip() == text for group in groups for one in group)
 

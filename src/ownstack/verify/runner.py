@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OwnstackError, RunError, UnreachableError
+from ..errors import ConnectionLostError, OwnstackError, RunError
 from ..plan import Plan
 from .check import Check, Outcome
 
@@ -101,12 +101,12 @@ def all_checks(plan: Plan) -> list[Check]:
 def run_check(check: Check, context: Any) -> CheckResult:
     """Run one check; a check that breaks has failed, with the reason.
 
-    Raises UnreachableError: of a host that cannot be asked any more nothing is known, and no service is at fault.
+    Raises ConnectionLostError: of a host that cannot be asked any more nothing is known, and no service is at fault.
     """
     began = time.monotonic()
     try:
         outcome = check.run(context)
-    except UnreachableError:
+    except ConnectionLostError:
         raise
     except OwnstackError as error:
         outcome = Outcome.failed(error.message, error.hint)
