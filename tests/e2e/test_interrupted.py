@@ -169,8 +169,8 @@ def test_the_connection_closed_during_a_pull(
             time.sleep(0.1)
         # the sshd that serves this connection: the parent of the shell that runs the step
         box.run("kill -9 $(ps -o ppid= -p $(pgrep -of 'ollama[.]pull'))")
+        # still as slow: what is under way when a pull ends is lost, and that is little then
         sent = sum(asked.sent for asked in registry.asked)
-        registry.rate = None
         said, words = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert words.index("trying to connect again") < words.index("connected again to ")
