@@ -349,7 +349,7 @@ class Workflows:
     def names(self) -> list[str]:
         """The names of the workflows in the list."""
         self.browser.open(f"{self.url}/home/workflows")
-        self.browser.find("[data-test-id=workflow-card-name]", 60)
+        self.browser.find("[data-test-id=workflow-card-name]", 150)
         return [card.text for card in self.browser.all("[data-test-id=workflow-card-name]")]
 
     def change_password(self, old: str, new: str) -> None:
