@@ -70,7 +70,6 @@ def going_on(run: Callable[[], Result]) -> Result:
 
 
 def _attempts(run: Callable[[], Result], most: float) -> Result:
-    lost: OwnstackError | None = None
     broke, losses = 0.0, 0
     while True:
         try:
@@ -80,9 +79,9 @@ def _attempts(run: Callable[[], Result], most: float) -> Result:
             if most == 0 or losses > MOST or _interrupted(error):
                 raise
             note(f"{error.message}. What takes long goes on there; trying to connect again, for {most:.0f} s")
-            current().again, lost, broke = True, error, time.monotonic()
+            current().again, broke = True, time.monotonic()
         except OwnstackError as error:
-            if lost is None or time.monotonic() - broke > _awaited(error, most) or _interrupted(error):
+            if not losses or time.monotonic() - broke > _awaited(error, most) or _interrupted(error):
                 raise
         time.sleep(min(PAUSE_S, most))
 
